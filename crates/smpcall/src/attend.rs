@@ -1,0 +1,71 @@
+//! Attending the door: while a CPU is in a pass, or waits with interrupts off, it looks at its door by itself
+//! before it turns away, and nobody needs to ring it.
+//!
+//! All of it happens on one word, whose modifications have one order for everybody, so that no ordering
+//! beyond that is needed: a mark is either set before the step that ends the attendance, which then fails,
+//! or after it, and then its setter sees an unattended door and rings.
+
+use core::sync::atomic::Ordering::Relaxed;
+
+use crate::door::{ATTENDED, MARKS, OPEN};
+use crate::serve::Here;
+use crate::{Kernel, Mailboxes};
+use smpcall_machine::EventKind;
+
+/// The door of this CPU is attended until this is left (or dropped, by a panic).
+pub(crate) struct Attended<K: Kernel> {
+    here: Here<K>,
+    /// Whether it was this that began the attendance: nested ones leave it to the outermost.
+    outermost: bool,
+}
+
+impl<K: Kernel> Attended<K> {
+    /// Begins to attend the door; nothing happens if it is closed, or attended already.
+    pub(crate) fn begin(here: Here<K>) -> Self {
+        let outermost = here.mine.door.0.load(Relaxed) & (OPEN | ATTENDED) == OPEN;
+        if outermost {
+            here.mine.door.0.fetch_or(ATTENDED, Relaxed);
+        }
+        Self { here, outermost }
+    }
+
+    /// Takes responsibility for the attendance that the swap of the coming pass begins.
+    #[inline(always)]
+    pub(crate) fn by_pass(here: Here<K>) -> Self {
+        Self { here, outermost: true }
+    }
+
+    /// Ends it when no mark is set; serves those that are, within the budget.
+    #[inline(always)]
+    pub(crate) fn leave(mut self, mut budget: u32) {
+        while self.outermost {
+            if self.here.mine.door.0.compare_exchange(OPEN | ATTENDED, OPEN, Relaxed, Relaxed).is_ok() {
+                self.outermost = false;
+            } else if budget == 0 {
+                self.here.mine.counters().budgets_spent.add(1);
+                self.here.boxes.trace(self.here.me, EventKind::BudgetSpent, None, 0, 0);
+                return; // the drop turns away and rings
+            } else {
+                self.here.pass(&mut budget);
+            }
+        }
+    }
+}
+
+impl<K: Kernel> Drop for Attended<K> {
+    #[inline(always)]
+    fn drop(&mut self) {
+        if self.outermost {
+            turn_away(self.here);
+        }
+    }
+}
+
+/// Ends the attendance with marks possibly standing, whose senders did not ring: rings the own CPU for them.
+#[cold]
+fn turn_away<K: Kernel>(here: Here<K>) {
+    let door = here.mine.door.0.fetch_and(!ATTENDED, Relaxed);
+    if door & OPEN != 0 && door & MARKS != 0 {
+        Mailboxes::ring(here.boxes, here.me, here.me);
+    }
+}

@@ -1,0 +1,113 @@
+//! Marking a mailbox, and ringing its owner if nobody else does.
+//!
+//! A mark is a bit: idempotent, and it stays in place when the call behind it is withdrawn. All accesses here
+//! and the two swaps of a [pass](crate::serve) are sequentially consistent, for two reasons:
+//!
+//! * Flat: the caller stores its slot's state and then ors the door; the target swaps the door and then loads
+//!   the state. The or always writes, so the swap that takes the bit synchronises with it.
+//! * With leaves: the caller ors the leaf and then *loads* the door, and goes away when the group bit is
+//!   there; the target swaps the door and then swaps the leaf. If the load saw the bit, it precedes the
+//!   door's swap in the single total order; so the leaf's or precedes the leaf's swap, which therefore takes
+//!   the mark. With acquire and release alone the load may be satisfied before the or is visible.
+
+use core::sync::atomic::Ordering::SeqCst;
+
+use crate::door::{ATTENDED, OPEN};
+use crate::{Cpu, Kernel, Mailbox, Mailboxes};
+use smpcall_machine::{EventKind, Ipi};
+
+/// What a mark met.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Marked {
+    /// A quiet mailbox: whoever marked it must ring.
+    Quiet,
+    /// A mailbox that somebody has rung for, or whose owner looks by itself.
+    Noticed,
+    /// A closed door: the slot's state decides whether the call was run in time.
+    Closed,
+}
+
+impl Marked {
+    #[inline(always)]
+    fn from_door(door: u64) -> Self {
+        if door & OPEN == 0 {
+            Self::Closed
+        } else if door == OPEN {
+            Self::Quiet
+        } else {
+            Self::Noticed
+        }
+    }
+}
+
+impl<K: Kernel> Mailboxes<K> {
+    /// Marks `source` in the mailbox of `target`. Interrupts are off, and stay off until the ring is sent: an
+    /// interrupt in between would strand everybody who relies on this ring.
+    #[inline]
+    pub(crate) fn mark(&self, target: Cpu, mailbox: &Mailbox<K>, source: Cpu) -> Marked {
+        let place = self.mark_place(target, source);
+        if let Some((leaf, bit)) = place.leaf {
+            leaf.fetch_or(bit, SeqCst);
+            let door = mailbox.door.0.load(SeqCst);
+            if door & place.group != 0 {
+                return Marked::from_door(door);
+            }
+        }
+        mailbox.mark_kind(place.group)
+    }
+
+    /// Whether the mark of `source` still stands in the mailbox of `target` and its owner does not look by
+    /// itself: only then is a ring unanswered.
+    pub(crate) fn is_unanswered(&self, target: Cpu, mailbox: &Mailbox<K>, source: Cpu) -> bool {
+        let place = self.mark_place(target, source);
+        if let Some((leaf, bit)) = place.leaf
+            && leaf.load(SeqCst) & bit == 0
+        {
+            return false;
+        }
+        mailbox.door.0.load(SeqCst) & (place.group | ATTENDED | OPEN) == place.group | OPEN
+    }
+
+    /// Rings one CPU. A send that fails counts as a lost ring: whoever waits rings again.
+    pub(crate) fn ring(&self, me: Cpu, target: Cpu) {
+        self.trace(me, EventKind::Rung, Some(target), 0, 1);
+        if let Some(mine) = self.get(me) {
+            mine.counters().rings_sent.add(1);
+        }
+        let sent = K::send(target, Ipi::Ring);
+        self.note_ring(me, Some(target), sent);
+    }
+
+    /// Rings several CPUs.
+    pub(crate) fn ring_many(&self, me: Cpu, targets: &K::CpuSet) {
+        let count = targets.len() as u64;
+        self.trace(me, EventKind::Rung, None, 0, count);
+        if let Some(mine) = self.get(me) {
+            mine.counters().rings_sent.add(count);
+        }
+        let sent = K::send_many(targets, Ipi::Ring);
+        self.note_ring(me, None, sent);
+    }
+
+    pub(crate) fn note_ring(
+        &self,
+        me: Cpu,
+        target: Option<Cpu>,
+        sent: Result<(), smpcall_machine::SendError>,
+    ) {
+        if sent.is_err() {
+            if let Some(mine) = self.get(me) {
+                mine.counters().rings_failed.add(1);
+            }
+            self.trace(me, EventKind::RingFailed, target, 0, 0);
+        }
+    }
+}
+
+impl<K: Kernel> Mailbox<K> {
+    /// Sets a bit of the door.
+    #[inline(always)]
+    pub(crate) fn mark_kind(&self, bit: u64) -> Marked {
+        Marked::from_door(self.door.0.fetch_or(bit, SeqCst))
+    }
+}

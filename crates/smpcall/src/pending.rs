@@ -1,0 +1,159 @@
+//! A call to one CPU that is under way: the wait for it, the race at its deadline, and the promise that nothing
+//! the target can still touch is freed (law L4).
+
+use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+
+use crate::attend::Attended;
+use crate::door::{MARKS, OPEN};
+use crate::ladder::Ladder;
+use crate::serve::Here;
+use crate::slot::{CLAIMED, EMPTY, FINISHED, PANICKED, QUEUED, phase, state_for};
+use crate::{CallError, Caller, Cpu, Deadline, Instant, InterruptsOff, Kernel, Word};
+use smpcall_machine::{EventKind, Woken, wait};
+
+/// A queued call. Dropping it unsettled (a closure served meanwhile panics) withdraws it or waits for its end.
+pub(crate) struct Pending<K: Kernel> {
+    /// Where the call started: its slot is there, even if the waiter migrates.
+    pub(crate) here: Here<K>,
+    pub(crate) level: usize,
+    pub(crate) target: Cpu,
+    pub(crate) queued_at: Instant,
+    pub(crate) settled: bool,
+}
+
+impl<K: Kernel> Pending<K> {
+    fn state(&self) -> &'static Word<K> {
+        &self.here.mine.states.0[self.level]
+    }
+
+    /// Tries to take the call back. The one step that decides against the target's claim.
+    fn withdraw(&mut self, kind: EventKind) -> bool {
+        let queued = state_for(QUEUED, self.target);
+        // Release: the slot's next owner may be another context. Acquire on failure: the call may be finished.
+        if self.state().compare_exchange(queued, EMPTY, Release, Acquire).is_err() {
+            return false;
+        }
+        self.settle(kind);
+        true
+    }
+
+    fn settle(&mut self, kind: EventKind) {
+        self.settled = true;
+        let pinned = InterruptsOff::<K>::new();
+        if let Some(here) = Here::<K>::new(pinned.cpu()) {
+            let counters = here.mine.counters();
+            match kind {
+                EventKind::CallWithdrawn => counters.calls_withdrawn.add(1),
+                EventKind::CallRefused => counters.calls_refused.add(1),
+                _ => {}
+            }
+            here.boxes.trace(here.me, kind, Some(self.target), self.level, 0);
+        }
+    }
+
+    /// The door was closed when the call was marked. The closing CPU may have found it all the same.
+    #[cold]
+    pub(crate) fn refused(mut self, caller: &Caller<'_, K>, may_leave: bool) -> Result<(), CallError> {
+        if self.withdraw(EventKind::CallRefused) {
+            return Err(CallError::Offline);
+        }
+        self.wait(caller, may_leave)
+    }
+
+    /// Waits until the call has run or is withdrawn, serving meanwhile.
+    #[inline]
+    pub(crate) fn wait(mut self, caller: &Caller<'_, K>, may_leave: bool) -> Result<(), CallError> {
+        let mut ladder = Ladder::new(caller, self.queued_at);
+        let attended = caller.interrupts_off.then(|| Attended::begin(self.here));
+        let result = loop {
+            if let Woken::Met(0) = self.wait_once(caller.interrupts_off, ladder.next_step()) {
+                break self.complete(&ladder);
+            }
+            let now = K::now();
+            if ladder.is_due(now)
+                && let Some(result) = self.climb(&mut ladder, now, may_leave)
+            {
+                break result;
+            }
+        };
+        if let Some(attended) = attended {
+            attended.leave(K::BUDGET);
+        }
+        result
+    }
+
+    /// Waits until the call is finished, or - polling - this CPU's mailbox was marked and served, or `until`.
+    #[inline(always)]
+    fn wait_once(&self, poll: bool, until: Deadline) -> Woken {
+        let finished = self.state().equals(FINISHED, FINISHED);
+        // Relaxed: only this CPU opens and closes its door. A closed one has nothing to serve.
+        if poll && self.here.mine.door.0.load(Relaxed) & OPEN != 0 {
+            let woken = wait::<K>(&[finished, self.here.mine.door.0.differs(MARKS, 0)], until);
+            if woken == Woken::Met(1) {
+                self.here.pass(&mut { K::BUDGET });
+            }
+            woken
+        } else {
+            wait::<K>(&[finished], until)
+        }
+    }
+
+    #[inline(always)]
+    fn complete(&mut self, ladder: &Ladder) -> Result<(), CallError> {
+        let pinned = InterruptsOff::<K>::new();
+        // Relaxed: the wait has read it with acquire, and it does not change any more.
+        let panicked = self.state().load(Relaxed) == PANICKED;
+        // Release: the slot's next owner, possibly after a migration, writes the payload next.
+        self.state().store(EMPTY, Release);
+        self.settled = true;
+        if let Some(here) = Here::<K>::new(pinned.cpu()) {
+            here.mine.counters().longest_wait.raise(ladder.waited(K::now()).as_nanos() as u64);
+            here.boxes.trace(here.me, EventKind::CallCompleted, Some(self.target), self.level, 0);
+        }
+        if panicked { Err(CallError::Panicked) } else { Ok(()) }
+    }
+
+    /// The next step of the ladder; the result if the wait ends with it.
+    #[cold]
+    fn climb(&mut self, ladder: &mut Ladder, now: Instant, may_leave: bool) -> Option<Result<(), CallError>> {
+        if ladder.has_ended(now) {
+            let diagnosis = ladder.diagnose(self.here.boxes, self.target, now);
+            if self.withdraw(EventKind::CallWithdrawn) {
+                return Some(Err(CallError::TimedOut(diagnosis)));
+            }
+            if phase(self.state().load(Relaxed)) == CLAIMED {
+                if may_leave {
+                    return Some(Err(self.leave_behind(diagnosis)));
+                }
+                ladder.go_on(self.here.boxes, self.target, now);
+            }
+            return None;
+        }
+        let mut closed = false;
+        // Relaxed: only a queued call can be unanswered; a claim that is just being made is seen next time.
+        let queued = phase(self.state().load(Relaxed)) == QUEUED;
+        let target = queued.then_some(self.target);
+        ladder.look::<K>(self.here.me, target.into_iter(), now, |_| closed = true);
+        (closed && self.withdraw(EventKind::CallRefused)).then_some(Err(CallError::Offline))
+    }
+
+    /// Leaves a claimed `'static` call: its level is free when the target has finished it.
+    fn leave_behind(&mut self, diagnosis: crate::Diagnosis) -> CallError {
+        // Release: whoever takes the level over does so after this caller's last look at it.
+        self.here.mine.left_behind.fetch_or(1 << self.level, Release);
+        self.settle(EventKind::CallLeft);
+        CallError::Unfinished(diagnosis)
+    }
+}
+
+impl<K: Kernel> Drop for Pending<K> {
+    fn drop(&mut self) {
+        if self.settled || self.withdraw(EventKind::CallWithdrawn) {
+            return;
+        }
+        // Unwinding, and the target has claimed the call: it holds pointers into frames that are about to go.
+        let polls = !K::interrupts_enabled();
+        while self.wait_once(polls, Deadline::NEVER) != Woken::Met(0) {}
+        self.state().store(EMPTY, Release);
+    }
+}
