@@ -11,6 +11,10 @@ macro_rules! counters {
         impl Counters {
             pub(crate) const NEW: Self = Self { $($name: Counter::new(0),)+ };
 
+            pub(crate) fn clear(&self) {
+                $(self.$name.set(0);)+
+            }
+
             /// Name and value of each, in a fixed order.
             pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> {
                 [$((stringify!($name), self.$name.get()),)+].into_iter()

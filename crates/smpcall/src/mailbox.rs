@@ -5,6 +5,7 @@
 //! leaves.
 
 use core::fmt;
+use core::sync::atomic::Ordering::Relaxed;
 
 use crate::door::{GROUPS, group_bit};
 use crate::slot::{LEVELS, Slot};
@@ -174,6 +175,42 @@ impl<K: Kernel> Mailboxes<K> {
         cpus * size_of::<Mailbox<K>>()
             + Self::words_needed(cpus) * size_of::<Word<K>>()
             + cpus * events_per_cpu * size_of::<EventSlot>()
+    }
+
+    /// Makes all mailboxes closed and empty, and all counters zero, as they were at first. Forgets what was in
+    /// them. For machines that start again in the same memory: simulated ones, and capture kernels.
+    ///
+    /// # Safety
+    /// No CPU uses the mailboxes, and no context that had a call or post in them will ever go on: what their
+    /// targets still run would complete into slots that are given to others.
+    pub unsafe fn reset(&self) {
+        for mailbox in self.cpus {
+            mailbox.door.0.store(0, Relaxed);
+            mailbox.posts.0.store(post::closed(), Relaxed);
+            mailbox.backlog.store(core::ptr::null_mut(), Relaxed);
+            let slots = mailbox.slots.iter().map(|slot| &slot.count);
+            let others =
+                [&mailbox.left_behind, &mailbox.rung_again_at, &mailbox.probe_wanted, &mailbox.takes_nmi];
+            for word in mailbox.states.0.iter().chain(slots).chain(others) {
+                word.store(0, Relaxed);
+            }
+            let own = &mailbox.own.0;
+            own.counters.clear();
+            for counter in [
+                &own.running,
+                &own.depth,
+                &own.starving,
+                &own.probe_answer,
+                &own.probe_answers,
+                &own.passes_at_backstop,
+                &own.next_event,
+            ] {
+                counter.set(0);
+            }
+        }
+        for word in self.leaves.iter().chain(self.claims) {
+            word.store(0, Relaxed);
+        }
     }
 
     /// How many CPUs there are, online or not.

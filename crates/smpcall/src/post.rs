@@ -219,6 +219,7 @@ impl<K: Kernel> Here<K> {
 
     /// # Safety
     /// The link's post is alive until it is on the list; if it is `shared`, for ever.
+    #[inline(never)]
     unsafe fn push(
         &self,
         target: Cpu,
