@@ -187,9 +187,7 @@ impl<const WORDS: usize> FromIterator<Cpu> for CpuSet<WORDS> {
     /// If a CPU is not below the capacity.
     fn from_iter<I: IntoIterator<Item = Cpu>>(cpus: I) -> Self {
         let mut set = Self::EMPTY;
-        for cpu in cpus {
-            set.insert(cpu);
-        }
+        set.extend(cpus);
         set
     }
 }
@@ -197,6 +195,16 @@ impl<const WORDS: usize> FromIterator<Cpu> for CpuSet<WORDS> {
 impl<const WORDS: usize> fmt::Debug for CpuSet<WORDS> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         fmt::Display::fmt(&**self, f)
+    }
+}
+
+impl<const WORDS: usize> Extend<Cpu> for CpuSet<WORDS> {
+    /// # Panics
+    /// If a CPU is not below the capacity.
+    fn extend<I: IntoIterator<Item = Cpu>>(&mut self, cpus: I) {
+        for cpu in cpus {
+            self.insert(cpu);
+        }
     }
 }
 

@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering::{Relaxed, Release, SeqCst};
 
-use crate::door::{ATTENDED, MARKS, OPEN};
+use crate::door::{ATTENDED, MARKS, OPEN, POSTS};
 use crate::serve::Here;
 use crate::{CrossCall, InterruptsOff, Kernel};
 use smpcall_machine::EventKind;
@@ -44,7 +44,8 @@ impl<K: Kernel> CrossCall<K> {
         here.mine.close_posts();
         // Whoever was marked before the swap is in `taken`; who comes later is refused and withdraws, or loses
         // that race and waits for what runs here. One budget suffices for a machine: it is as large as needed.
-        here.run_marked(taken & MARKS, &mut { u32::MAX });
+        // The posts are in the backlog already: the list must not be taken again, which would open it.
+        here.run_marked(taken & MARKS & !POSTS, &mut { u32::MAX });
         here.boxes.trace(here.me, EventKind::MailboxClosed, None, 0, 0);
     }
 

@@ -1,0 +1,149 @@
+//! What a simulated machine is built from, and why it can be refused.
+
+use core::time::Duration;
+
+use smpcall_local_apic::{ApicId, Routing, RoutingError};
+
+use crate::cost::CostModel;
+use crate::faults::{self, Fault, FaultError};
+
+/// The largest machine, in CPUs.
+pub const MAX_CPUS: usize = 4096;
+
+/// A machine to be built.
+#[allow(clippy::struct_excessive_bools, reason = "independent choices")]
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// How many CPUs: 1 to [`MAX_CPUS`].
+    pub cpus: usize,
+    /// How they are addressed; this decides between xAPIC and x2APIC.
+    pub routing: Routing,
+    /// The identifier of each CPU's local APIC. `None`: the CPU's number.
+    pub apic_ids: Option<Vec<ApicId>>,
+    /// From which all randomness comes: same configuration, same programs, same seed, same run.
+    pub seed: u64,
+    /// What operations cost.
+    pub cost: CostModel,
+    /// What goes wrong.
+    pub faults: Vec<Fault>,
+    /// The period of each CPU's timer tick; `None` for a machine without ticks.
+    pub tick: Option<Duration>,
+    /// Whether a message to everybody else may be sent by shorthand.
+    pub shorthands: bool,
+    /// Whether events are recorded.
+    pub trace: bool,
+    /// Whether no interrupt is taken between enabling interrupts and the next operation.
+    ///
+    /// Hardware shadows one instruction, and an operation is rarely the very next one: with this on, possible
+    /// interleavings are missing. `halt` is `sti; hlt` in one operation and needs no shadow.
+    pub sti_shadow: bool,
+    /// Stepped machines: whether a finished handler leaves the history of the CPU it interrupted unchanged, so
+    /// that fewer states differ. Right if handlers pass on what they learn through shared words only.
+    pub handlers_forget: bool,
+}
+
+impl Config {
+    /// A fault-free machine of this size and routing, with a tick every 4 ms of virtual time.
+    pub fn new(cpus: usize, routing: Routing, seed: u64) -> Self {
+        Self {
+            cpus,
+            routing,
+            apic_ids: None,
+            seed,
+            cost: CostModel::default(),
+            faults: Vec::new(),
+            tick: Some(Duration::from_millis(4)),
+            shorthands: true,
+            trace: false,
+            sti_shadow: false,
+            handlers_forget: false,
+        }
+    }
+
+    /// The identifier of a CPU's APIC.
+    pub(crate) fn apic_id(&self, cpu: usize) -> ApicId {
+        self.apic_ids.as_ref().map_or(ApicId(cpu as u32), |ids| ids[cpu])
+    }
+
+    /// Whether the machine can be built.
+    pub(crate) fn check(&self) -> Result<(), ConfigError> {
+        if self.cpus == 0 {
+            return Err(ConfigError::NoCpus);
+        }
+        if self.cpus > MAX_CPUS {
+            return Err(ConfigError::TooManyCpus(self.cpus));
+        }
+        if let Some(ids) = &self.apic_ids {
+            if ids.len() != self.cpus {
+                return Err(ConfigError::WrongNumberOfApicIds { ids: ids.len(), cpus: self.cpus });
+            }
+            let mut sorted = ids.clone();
+            sorted.sort_unstable();
+            if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
+                return Err(ConfigError::ApicIdTwice(twice[0]));
+            }
+        }
+        if self.tick.is_some_and(|period| period.as_nanos() < 1000) {
+            return Err(ConfigError::TickTooShort);
+        }
+        faults::check(&self.faults, self.cpus)?;
+        Ok(())
+    }
+}
+
+/// Why a machine cannot be built.
+#[derive(Clone, Debug, PartialEq)]
+#[non_exhaustive]
+pub enum ConfigError {
+    /// A machine needs at least one CPU.
+    NoCpus,
+    /// More CPUs than [`MAX_CPUS`].
+    TooManyCpus(usize),
+    /// Not one APIC identifier per CPU.
+    WrongNumberOfApicIds {
+        /// How many identifiers there are.
+        ids: usize,
+        /// How many CPUs there are.
+        cpus: usize,
+    },
+    /// Two CPUs with one identifier.
+    ApicIdTwice(ApicId),
+    /// A tick period below one microsecond: the CPUs would do nothing but tick.
+    TickTooShort,
+    /// The routing does not fit the machine.
+    Routing(RoutingError),
+    /// The faults make no sense on this machine.
+    Faults(FaultError),
+}
+
+impl core::fmt::Display for ConfigError {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        match self {
+            Self::NoCpus => f.write_str("a machine needs at least one CPU"),
+            Self::TooManyCpus(cpus) => {
+                write!(f, "{cpus} CPUs are too many: the simulator has up to {MAX_CPUS}")
+            }
+            Self::WrongNumberOfApicIds { ids, cpus } => {
+                write!(f, "{ids} APIC identifiers were given for {cpus} CPUs")
+            }
+            Self::ApicIdTwice(id) => write!(f, "two CPUs have the identifier of {id}"),
+            Self::TickTooShort => f.write_str("a tick period below one microsecond leaves no time to run"),
+            Self::Routing(error) => error.fmt(f),
+            Self::Faults(error) => error.fmt(f),
+        }
+    }
+}
+
+impl core::error::Error for ConfigError {}
+
+impl From<RoutingError> for ConfigError {
+    fn from(error: RoutingError) -> Self {
+        Self::Routing(error)
+    }
+}
+
+impl From<FaultError> for ConfigError {
+    fn from(error: FaultError) -> Self {
+        Self::Faults(error)
+    }
+}

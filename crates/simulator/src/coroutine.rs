@@ -1,0 +1,118 @@
+//! One CPU as a coroutine: its program, then an idle loop for ever.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+
+use corosensei::stack::DefaultStack;
+use corosensei::{Coroutine, Yielder};
+use smpcall_machine::EventKind;
+
+use crate::operation;
+use crate::stack_pool;
+use crate::state::{Driver, State, Stop};
+
+/// A CPU's coroutine.
+pub(crate) struct CpuCoroutine {
+    /// Always there, but for the moments of being replaced and dropped.
+    coroutine: Option<Coroutine<(), (), (), DefaultStack>>,
+}
+
+impl CpuCoroutine {
+    /// A CPU that will run `program`, if there is one.
+    ///
+    /// # Safety
+    /// The state, and what the program borrows, outlive this.
+    pub(crate) unsafe fn new<F: FnOnce()>(state: *mut State, cpu: usize, program: Option<F>) -> Self {
+        // SAFETY: passed on to the caller.
+        unsafe { Self::on_stack(stack_pool::take(), state, cpu, program) }
+    }
+
+    unsafe fn on_stack<F: FnOnce()>(
+        stack: DefaultStack,
+        state: *mut State,
+        cpu: usize,
+        program: Option<F>,
+    ) -> Self {
+        let body = move |yielder: &Yielder<(), ()>, ()| {
+            // SAFETY: this CPU runs, so no other reference into the state is alive.
+            unsafe { (&mut (*state).cpus)[cpu].yielder = core::ptr::from_ref(yielder) };
+            let outcome = catch_unwind(AssertUnwindSafe(|| {
+                if let Some(program) = program {
+                    program();
+                    // SAFETY: as above.
+                    unsafe { (*state).program_ended(cpu) };
+                }
+                // SAFETY: as above.
+                unsafe { (&mut (*state).cpus)[cpu].ended = true };
+                loop {
+                    operation::halt(state, std::panic::Location::caller());
+                }
+            }));
+            let Err(payload) = outcome;
+            // SAFETY: as above.
+            unsafe { (*state).stop = Some(Stop::Panicked { cpu, payload }) };
+        };
+        // SAFETY: the caller promises that what `body` borrows outlives the coroutine; a coroutine that is forgotten
+        // (see `Drop`) is never resumed, so nothing is used after.
+        let coroutine = unsafe { Coroutine::with_stack_unchecked(stack, body) };
+        Self { coroutine: Some(coroutine) }
+    }
+
+    /// Runs the CPU until it lets others run.
+    pub(crate) fn resume(&mut self) {
+        if let Some(coroutine) = self.coroutine.as_mut().filter(|coroutine| !coroutine.done()) {
+            coroutine.resume(());
+        }
+    }
+
+    /// Forgets what the CPU was doing, without unwinding, and gives it a program anew, on the same stack.
+    ///
+    /// # Safety
+    /// As for [`new`](Self::new); and nothing that is used later refers to this CPU's stack, nor relies on the
+    /// destructor of something that lives there.
+    pub(crate) unsafe fn restart<F: FnOnce()>(&mut self, state: *mut State, cpu: usize, program: Option<F>) {
+        let Some(mut coroutine) = self.coroutine.take() else { return };
+        if coroutine.started() {
+            // SAFETY: the caller promises that no destructor matters.
+            unsafe { coroutine.force_reset() };
+        } else {
+            coroutine.force_unwind();
+        }
+        // SAFETY: passed on to the caller.
+        *self = unsafe { Self::on_stack(coroutine.into_stack(), state, cpu, program) };
+    }
+
+    /// Ends the CPU's life. `idle`: it is suspended in its idle loop, outside of any handler.
+    ///
+    /// A machine that is switched off runs no destructors: they would perform operations, on other CPUs' stacks among
+    /// others. So the stack of a CPU that is in the middle of something is not used again; it is kept as it is, for
+    /// ever, and no reference to it ever dangles.
+    pub(crate) fn switch_off(&mut self, idle: bool) {
+        let Some(mut coroutine) = self.coroutine.take() else { return };
+        if !coroutine.started() {
+            coroutine.force_unwind();
+        } else if idle {
+            // SAFETY: in the idle loop there is nothing on the stack that has a destructor.
+            unsafe { coroutine.force_reset() };
+        } else if !coroutine.done() {
+            core::mem::forget(coroutine);
+            return;
+        }
+        stack_pool::give_back(coroutine.into_stack());
+    }
+}
+
+impl Drop for CpuCoroutine {
+    fn drop(&mut self) {
+        self.switch_off(false);
+    }
+}
+
+impl State {
+    fn program_ended(&mut self, cpu: usize) {
+        self.record(cpu, EventKind::ProgramEnded, None, 0, 0);
+        self.programs -= 1;
+        if self.programs == 0 && self.driver == Driver::Timed {
+            self.stop.get_or_insert(Stop::ProgramsEnded);
+        }
+    }
+}

@@ -1,0 +1,353 @@
+//! The laws of the shipping protocol, as named explorations.
+
+use core::cell::{Cell, UnsafeCell};
+use core::sync::atomic::Ordering;
+use core::time::Duration;
+
+use smpcall::{CallError, Cpu, Deferred, ManyError, Post, PostRefusal, Posted};
+use smpcall_machine::{Deadline, InterruptsOff, Machine as _, Word, wait};
+
+use super::Protocol;
+use crate::kernel::Calls;
+use crate::stepped::Program;
+use crate::{SimCpuSet, SimMachine, SimMemory, program};
+
+/// All of them.
+pub const ALL: &[Protocol] = &[
+    protocol("call", "one call, interrupts on: run once, whatever ring is lost (L1, L2, L3)", 2, || {
+        vec![calls(0, 1, FOR_EVER), idle()]
+    }),
+    protocol("call-polling", "one call with interrupts off (L1, L2, L6)", 2, || {
+        vec![calls_off(0, 1, FOR_EVER), idle()]
+    }),
+    protocol("deadline", "one call whose deadline races with its claim (L1, L3, L4)", 2, || {
+        vec![calls(0, 1, SHORT), idle()]
+    }),
+    protocol("deadline-static", "a deadline on a claimed call that borrows nothing (L4)", 2, || {
+        vec![
+            Box::new(|| {
+                call_static(0, 1, SHORT);
+                call(1, 1, FOR_EVER, false);
+            }),
+            idle(),
+        ]
+    }),
+    protocol("reuse", "a given-up call, then another one from its slot to another CPU (L1, L4)", 3, || {
+        vec![
+            Box::new(|| {
+                call(0, 1, SHORT, false);
+                call(1, 2, FOR_EVER, false);
+            }),
+            idle(),
+            idle(),
+        ]
+    }),
+    protocol("mutual", "two CPUs call each other, interrupts on (L1, L2, L6)", 2, || {
+        vec![calls(0, 1, FOR_EVER), calls(1, 0, FOR_EVER)]
+    }),
+    protocol("mutual-polling", "two CPUs call each other, interrupts off (L1, L2, L6)", 2, || {
+        vec![calls_off(0, 1, FOR_EVER), calls_off(1, 0, FOR_EVER)]
+    }),
+    protocol("mutual-mixed", "two CPUs call each other, one with interrupts off (L1, L2, L6)", 2, || {
+        vec![calls_off(0, 1, FOR_EVER), calls(1, 0, FOR_EVER)]
+    }),
+    protocol("mutual-deadline", "two CPUs call each other with deadlines (L1, L3, L4)", 2, || {
+        vec![calls(0, 1, SHORT), calls_off(1, 0, SHORT)]
+    }),
+    protocol("two-callers", "two callers, one target: only the first rings (L1, L2)", 3, || {
+        vec![calls(0, 2, FOR_EVER), calls(1, 2, FOR_EVER), idle()]
+    }),
+    protocol("cycle", "three CPUs call each other in a ring, interrupts off (L1, L6)", 3, || {
+        vec![calls_off(0, 1, FOR_EVER), calls_off(1, 2, FOR_EVER), calls_off(2, 0, FOR_EVER)]
+    }),
+    protocol("nested", "a closure calls back (L1, L2, L6)", 2, || {
+        vec![
+            Box::new(|| {
+                let nested = || call(1, 0, FOR_EVER, true);
+                settle(
+                    0,
+                    Calls::for_ever().call(Cpu::new(1), || {
+                        run(0);
+                        nested();
+                    }),
+                );
+            }),
+            idle(),
+        ]
+    }),
+    protocol("many", "a call to two (L1, L2)", 3, || vec![many(0, &[1, 2], FOR_EVER), idle(), idle()]),
+    protocol("many-deadline", "a call to two whose deadline races with their claims (L1, L3, L4)", 3, || {
+        vec![many(0, &[1, 2], SHORT), idle(), idle()]
+    }),
+    protocol("many-crossing", "a call to two crosses a call between them (L1, L2, L6)", 3, || {
+        vec![many(0, &[1, 2], FOR_EVER), calls(2, 2, FOR_EVER), idle()]
+    }),
+    protocol("post", "two CPUs post the same node; a lost ring is found by the tick (L1, L2)", 3, || {
+        vec![posts(0, 2), posts(1, 2), Box::new(ticks_afterwards)]
+    }),
+    protocol(
+        "close",
+        "a call to a CPU that goes offline: run or refused, and nothing is left (L1, L5)",
+        2,
+        || vec![calls(0, 1, FOR_EVER), closes()],
+    ),
+    protocol("close-post", "a post to a CPU that goes offline: run or refused (L1, L5)", 2, || {
+        vec![posts(0, 1), closes()]
+    }),
+];
+
+/// The protocol with this name.
+pub fn by_name(name: &str) -> Option<&'static Protocol> {
+    ALL.iter().find(|protocol| protocol.name == name)
+}
+
+const fn protocol(
+    name: &'static str,
+    about: &'static str,
+    cpus: usize,
+    programs: fn() -> Vec<Program<'static>>,
+) -> Protocol {
+    Protocol { name, about, cpus, programs, reset, fingerprint, check }
+}
+
+/// No deadline.
+const FOR_EVER: Option<Duration> = None;
+/// Before the first look at the ring.
+const SHORT: Option<Duration> = Some(Duration::from_micros(100));
+
+/// What the caller of a call, or its poster, was told.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum Told {
+    #[default]
+    Nothing,
+    Run,
+    NotRun,
+    LeftClaimed,
+}
+
+/// How many calls the books have room for.
+const ENTRIES: usize = 4;
+
+/// How often each call ran and what its caller was told, entered by either side.
+
+#[derive(Default)]
+struct Books {
+    runs: [Cell<u32>; ENTRIES],
+    told: [Cell<Told>; ENTRIES],
+    posts_queued: Cell<u32>,
+    posts_run: Cell<u32>,
+    wrong: Cell<Option<&'static str>>,
+}
+
+thread_local! {
+    static BOOKS: Books = Books::default();
+}
+
+fn reset() {
+    BOOKS.with(|books| {
+        books.runs.iter().for_each(|run| run.set(0));
+        books.told.iter().for_each(|told| told.set(Told::Nothing));
+        books.posts_queued.set(0);
+        books.posts_run.set(0);
+        books.wrong.set(None);
+    });
+    shared().reset();
+}
+
+fn fingerprint() -> u64 {
+    BOOKS.with(|books| {
+        let runs = books.runs.iter().fold(0, |sum, runs| sum << 4 | u64::from(runs.get()));
+        let told = books.told.iter().fold(0, |sum, told| sum << 4 | told.get() as u64);
+        let posts = u64::from(books.posts_queued.get()) << 4 | u64::from(books.posts_run.get());
+        runs << 32 | told << 16 | posts << 1 | u64::from(books.wrong.get().is_some())
+    })
+}
+
+fn check() -> Result<(), String> {
+    BOOKS.with(|books| {
+        if let Some(wrong) = books.wrong.get() {
+            return Err(wrong.to_owned());
+        }
+        for (entry, (runs, told)) in books.runs.iter().zip(&books.told).enumerate() {
+            let (runs, told) = (runs.get(), told.get());
+            let fits = match told {
+                // Nobody was told: it was not made, or made by a closure that did not run.
+                Told::Nothing | Told::NotRun => runs == 0,
+                Told::Run | Told::LeftClaimed => runs == 1,
+            };
+            if !fits {
+                return Err(format!("call {entry} ran {runs} times, and its caller was told {told:?} (L1)"));
+            }
+        }
+        let (queued, run) = (books.posts_queued.get(), books.posts_run.get());
+        if queued == run { Ok(()) } else { Err(format!("{queued} posts were queued, {run} were run (L1)")) }
+    })
+}
+
+fn wrong(what: &'static str) {
+    BOOKS.with(|books| books.wrong.set(Some(what)));
+}
+
+/// The closure of a call runs.
+fn run(entry: usize) {
+    BOOKS.with(|books| books.runs[entry].set(books.runs[entry].get() + 1));
+    if SimMachine::interrupts_enabled() {
+        wrong("a closure ran with interrupts enabled");
+    }
+}
+
+fn tell(entry: usize, told: Told) {
+    BOOKS.with(|books| books.told[entry].set(told));
+}
+
+fn settle<R>(entry: usize, result: Result<R, CallError>) {
+    let told = match result {
+        Ok(_) => Told::Run,
+        Err(CallError::Unfinished(_)) => Told::LeftClaimed,
+        Err(_) => Told::NotRun,
+    };
+    tell(entry, told);
+}
+
+/// Nothing to do: only interrupts.
+fn idle() -> Program<'static> {
+    Box::new(|| {})
+}
+
+fn calls(entry: usize, target: u32, limit: Option<Duration>) -> Program<'static> {
+    Box::new(move || call(entry, target, limit, false))
+}
+
+fn calls_off(entry: usize, target: u32, limit: Option<Duration>) -> Program<'static> {
+    Box::new(move || call(entry, target, limit, true))
+}
+
+fn call(entry: usize, target: u32, limit: Option<Duration>, interrupts_off: bool) {
+    let caller = limit.map_or_else(Calls::for_ever, Calls::within);
+    let target = Cpu::new(target);
+    let mut written = 0;
+    let closure = || {
+        run(entry);
+        if SimMachine::current_cpu() != target {
+            wrong("a closure ran on the wrong CPU (L1)");
+        }
+        written = entry + 1;
+        entry
+    };
+    let result = if interrupts_off {
+        let mut guard = InterruptsOff::new();
+        caller.with_interrupts_off(&mut guard).call(target, closure)
+    } else {
+        caller.call(target, closure)
+    };
+    let expected = if result.is_ok() { entry + 1 } else { 0 };
+    if written != expected || result.is_ok_and(|returned| returned != entry) {
+        wrong("the closure's writes or its result did not reach the caller (L1)");
+    }
+    settle(entry, result);
+    program::forget_but(0);
+}
+
+fn call_static(entry: usize, target: u32, limit: Option<Duration>) {
+    let caller = limit.map_or_else(Calls::for_ever, Calls::within);
+    settle(entry, caller.call_static(Cpu::new(target), move || run(entry)));
+    program::forget_but(0);
+}
+
+/// A call to many: entry + n for the n-th target.
+fn many(entry: usize, targets: &'static [u32], limit: Option<Duration>) -> Program<'static> {
+    Box::new(move || {
+        let set: SimCpuSet = targets.iter().copied().map(Cpu::new).collect();
+        let position = |cpu: Cpu| targets.iter().position(|&target| target == cpu.number());
+        let caller = limit.map_or_else(Calls::for_ever, Calls::within);
+        let result = caller.call_many(&set, |cpu| match position(cpu) {
+            Some(position) if cpu == SimMachine::current_cpu() => run(entry + position),
+            _ => wrong("a closure ran on the wrong CPU (L1)"),
+        });
+        for (position, &target) in targets.iter().enumerate() {
+            let ran = match &result {
+                Ok(()) => true,
+                Err(ManyError::NotSent(_)) => false,
+                Err(ManyError::Failed(failures)) => {
+                    let target = Cpu::new(target);
+                    !failures.timed_out.contains(target) && !failures.offline.contains(target)
+                }
+            };
+            tell(entry + position, if ran { Told::Run } else { Told::NotRun });
+        }
+        program::forget_but(0);
+    })
+}
+
+/// The post of protocols `post` and `close-post`.
+struct Errand;
+
+impl Deferred<SimMachine> for Errand {
+    type Handle = &'static Post<SimMachine, Self>;
+
+    fn run(_: Self::Handle) {
+        BOOKS.with(|books| books.posts_run.set(books.posts_run.get() + 1));
+    }
+}
+
+/// Posts the node of this thread to the last CPU, and says so.
+fn posts(poster: usize, target: u32) -> Program<'static> {
+    Box::new(move || {
+        let shared = shared();
+        match Calls::post::<Errand>(Cpu::new(target), shared.node()) {
+            Ok(Posted::Queued) => BOOKS.with(|books| books.posts_queued.set(books.posts_queued.get() + 1)),
+            Ok(Posted::Merged) => {}
+            Err(error) => {
+                if !matches!(error.reason, PostRefusal::Offline | PostRefusal::Contended) {
+                    wrong("a post was refused for no reason");
+                }
+            }
+        }
+        shared.said[poster].store(1, Ordering::Release);
+        program::forget_but(0);
+    })
+}
+
+/// What the posting protocols share beside the mailboxes.
+struct Shared {
+    node: UnsafeCell<Post<SimMachine, Errand>>,
+    said: [Word<SimMemory>; 2],
+}
+
+impl Shared {
+    fn node(&'static self) -> &'static Post<SimMachine, Errand> {
+        // SAFETY: only `reset` writes it, when no machine of this thread runs or will go on.
+        unsafe { &*self.node.get() }
+    }
+
+    fn reset(&self) {
+        // SAFETY: called before an execution begins: nobody refers to the node, and mailboxes are emptied too.
+        unsafe { *self.node.get() = Post::new(Errand) };
+        self.said.iter().for_each(|said| said.store(0, Ordering::Relaxed));
+    }
+}
+
+fn shared() -> &'static Shared {
+    thread_local! {
+        static SHARED: &'static Shared = Box::leak(Box::new(Shared {
+            node: UnsafeCell::new(Post::new(Errand)),
+            said: [Word::new(0), Word::new(0)],
+        }));
+    }
+    SHARED.with(|&shared| shared)
+}
+
+/// When both posters have spoken, a tick: it finds what a lost ring has left.
+fn ticks_afterwards() {
+    for said in &shared().said {
+        wait::<SimMachine>(&[said.equals(!0, 1)], Deadline::NEVER);
+    }
+    Calls::tick();
+}
+
+fn closes() -> Program<'static> {
+    Box::new(|| {
+        let mut guard = InterruptsOff::new();
+        Calls::close(&mut guard);
+    })
+}

@@ -1,0 +1,337 @@
+//! One simulated CPU: its clock, its interrupt state, what it is doing, and what outsiders can see of it.
+
+use std::panic::Location;
+
+use corosensei::Yielder;
+use rand_pcg::Pcg32;
+use smpcall_machine::{Conditions, Cpu, Deadline, Instant};
+
+use crate::apic::ApicModel;
+use crate::cost::jittered;
+use crate::operation::Operation;
+
+/// A source location in the code of the program.
+pub type Source = &'static Location<'static>;
+
+/// What a CPU counted, as `/proc/interrupts` and more would show it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counters {
+    /// Operations performed.
+    pub operations: u64,
+    /// Commands written to the ICR.
+    pub icr_writes: u64,
+    /// Messages that left for a target, by this CPU's commands: one per target, lost ones included.
+    pub ipis_sent: u64,
+    /// Of those, the ones that a fault lost.
+    pub ipis_lost: u64,
+    /// Messages from CPUs that this CPU's APIC accepted; the merged ones are not among them.
+    pub ipis_accepted: u64,
+    /// Messages that merged with one that was pending here.
+    pub ipis_merged: u64,
+    /// Messages that this CPU's APIC did not accept.
+    pub ipis_rejected: u64,
+    /// Interrupts taken, by vector.
+    pub taken: Box<[u64; 256]>,
+    /// NMIs taken.
+    pub nmis_taken: u64,
+}
+
+impl Default for Counters {
+    fn default() -> Self {
+        Self {
+            operations: 0,
+            icr_writes: 0,
+            ipis_sent: 0,
+            ipis_lost: 0,
+            ipis_accepted: 0,
+            ipis_merged: 0,
+            ipis_rejected: 0,
+            taken: Box::new([0; 256]),
+            nmis_taken: 0,
+        }
+    }
+}
+
+impl Counters {
+    /// Sets all to zero, without allocating.
+    pub(crate) fn clear(&mut self) {
+        self.taken.fill(0);
+        self.operations = 0;
+        self.icr_writes = 0;
+        self.ipis_sent = 0;
+        self.ipis_lost = 0;
+        self.ipis_accepted = 0;
+        self.ipis_merged = 0;
+        self.ipis_rejected = 0;
+        self.nmis_taken = 0;
+    }
+
+    /// Adds another CPU's to these.
+    pub fn add(&mut self, other: &Self) {
+        self.operations += other.operations;
+        self.icr_writes += other.icr_writes;
+        self.ipis_sent += other.ipis_sent;
+        self.ipis_lost += other.ipis_lost;
+        self.ipis_accepted += other.ipis_accepted;
+        self.ipis_merged += other.ipis_merged;
+        self.ipis_rejected += other.ipis_rejected;
+        self.nmis_taken += other.nmis_taken;
+        for (sum, count) in self.taken.iter_mut().zip(other.taken.iter()) {
+            *sum += count;
+        }
+    }
+}
+
+/// What a CPU is doing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Activity {
+    /// It executes operations, or is about to.
+    Running,
+    /// It waits for a condition.
+    Waiting,
+    /// It works on something local, which interrupts can interrupt.
+    Working,
+    /// It is halted until an interrupt.
+    Halted,
+}
+
+/// A wait in progress, of a program or of a handler that interrupted it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct WaitReport {
+    /// Where in the source.
+    pub source: Source,
+    /// Since when.
+    pub since: Instant,
+    /// Until when at the latest.
+    pub deadline: Deadline,
+}
+
+/// What an outsider can see of a CPU: a debugger, a crash dump, the reporter of a hang.
+#[allow(clippy::struct_excessive_bools, reason = "independent facts")]
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CpuReport {
+    /// Which CPU.
+    pub cpu: Cpu,
+    /// Its clock.
+    pub time: Instant,
+    /// Whether maskable interrupts are enabled. False while a fault keeps it wedged.
+    pub interrupts_enabled: bool,
+    /// Whether it is in an NMI handler.
+    pub in_nmi: bool,
+    /// Whether a fault keeps it from making a step.
+    pub wedged: bool,
+    /// What it is doing.
+    pub activity: Activity,
+    /// Whether its program has ended, or it never had one.
+    pub ended: bool,
+    /// The names of its frames, outermost first.
+    pub frames: Vec<&'static str>,
+    /// Its waits in progress, outermost first.
+    pub waits: Vec<WaitReport>,
+    /// The vectors that its APIC has accepted and it has not taken (IRR), ascending.
+    pub requested: Vec<u8>,
+    /// The vectors in service (ISR), ascending.
+    pub in_service: Vec<u8>,
+    /// What it counted.
+    pub counters: Counters,
+}
+
+/// Conditions of a wait that is suspended, their type and lifetime erased.
+///
+/// They live on the stack of the CPU that waits, which does not move while it is suspended.
+#[derive(Clone, Copy)]
+pub(crate) struct ErasedConditions {
+    conditions: *const (),
+    first_met: unsafe fn(*const ()) -> Option<usize>,
+}
+
+impl ErasedConditions {
+    pub(crate) fn new<C: Conditions>(conditions: &C) -> Self {
+        unsafe fn first_met<C: Conditions>(conditions: *const ()) -> Option<usize> {
+            // SAFETY: `new` made this pointer from a `&C`, and the caller of this function promises that the
+            // reference is still valid.
+            unsafe { (*conditions.cast::<C>()).first_met() }
+        }
+        Self { conditions: core::ptr::from_ref(conditions).cast(), first_met: first_met::<C> }
+    }
+
+    /// Evaluates them.
+    ///
+    /// # Safety
+    /// The reference that this was made from is still valid.
+    pub(crate) unsafe fn first_met(self) -> Option<usize> {
+        // SAFETY: the function belongs to the pointer by construction; the caller promises the rest.
+        unsafe { (self.first_met)(self.conditions) }
+    }
+}
+
+/// What the controller of a stepped machine tells a CPU to do with its pending operation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Execute it.
+    Step,
+    /// Take the highest deliverable interrupt first.
+    Interrupt,
+    /// Take an NMI first.
+    Nmi,
+    /// End the wait by its deadline.
+    Expire,
+}
+
+/// An interrupt that a CPU takes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Interrupt {
+    Vector,
+    Nmi,
+}
+
+/// A fault keeps the CPU from making a step.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Wedge {
+    /// Until this time; zero if it is not wedged.
+    pub(crate) until: u64,
+    pub(crate) takes_nmis: bool,
+}
+
+/// The state of one CPU.
+#[allow(clippy::struct_excessive_bools, reason = "independent facts")]
+pub(crate) struct Processor {
+    /// Its clock, in nanoseconds.
+    pub(crate) time: u64,
+    pub(crate) interrupts_enabled: bool,
+    /// Interrupts were enabled by the operation before this one.
+    pub(crate) shadow: bool,
+    /// Its APIC offers a vector; kept up to date by `refresh`.
+    pub(crate) vector_deliverable: bool,
+    /// Its APIC offers an NMI; kept up to date by `refresh`.
+    pub(crate) nmi_deliverable: bool,
+    /// Stepped: the APIC is another one than when it was hashed last.
+    pub(crate) apic_changed: bool,
+    pub(crate) nmi_depth: u32,
+    pub(crate) handler_depth: u32,
+    pub(crate) apic: ApicModel,
+    /// How this CPU's coroutine suspends itself; null before it was first resumed.
+    pub(crate) yielder: *const Yielder<(), ()>,
+    pub(crate) activity: Activity,
+    /// The operation about to be executed (stepped) or being executed, and where it stands in the source.
+    pub(crate) pending: Option<(Operation, Source)>,
+    /// The conditions of the wait it is suspended in.
+    pub(crate) conditions: Option<ErasedConditions>,
+    /// The words that those conditions read last.
+    pub(crate) watched: Vec<usize>,
+    pub(crate) waits: Vec<WaitReport>,
+    pub(crate) order: Option<Order>,
+    /// Stepped: what the last access to shared memory found there.
+    pub(crate) found: u64,
+    /// Stepped: a hash of everything this CPU has learned so far.
+    pub(crate) history: u128,
+    pub(crate) costs: Pcg32,
+    pub(crate) random: Pcg32,
+    pub(crate) wedge: Wedge,
+    /// Frames, as indices into the table of names.
+    pub(crate) frames: Vec<u32>,
+    pub(crate) ended: bool,
+    pub(crate) counters: Counters,
+}
+
+impl Processor {
+    pub(crate) fn new(cpu: usize, seed: u64, apic: ApicModel) -> Self {
+        let mut processor = Self {
+            time: 0,
+            interrupts_enabled: true,
+            shadow: false,
+            vector_deliverable: false,
+            nmi_deliverable: false,
+            apic_changed: true,
+            nmi_depth: 0,
+            handler_depth: 0,
+            apic,
+            yielder: core::ptr::null(),
+            activity: Activity::Running,
+            pending: None,
+            conditions: None,
+            watched: Vec::new(),
+            waits: Vec::new(),
+            order: None,
+            found: 0,
+            history: 0,
+            costs: Pcg32::new(0, 0),
+            random: Pcg32::new(0, 0),
+            wedge: Wedge::default(),
+            frames: Vec::new(),
+            ended: false,
+            counters: Counters::default(),
+        };
+        processor.seed(cpu, seed);
+        processor
+    }
+
+    fn seed(&mut self, cpu: usize, seed: u64) {
+        // A generator's stream is its increment: two streams per CPU, one for hardware and one for programs.
+        self.costs = Pcg32::new(seed, 2 * cpu as u64);
+        self.random = Pcg32::new(seed, 2 * cpu as u64 + 1);
+    }
+
+    /// As after boot, with the APIC's state of then. The counters start again.
+    pub(crate) fn reset(&mut self, cpu: usize, seed: u64, apic: &ApicModel) {
+        self.seed(cpu, seed);
+        self.apic.clone_from(apic);
+        self.time = 0;
+        self.interrupts_enabled = true;
+        self.shadow = false;
+        self.vector_deliverable = false;
+        self.nmi_deliverable = false;
+        self.apic_changed = true;
+        self.nmi_depth = 0;
+        self.handler_depth = 0;
+        self.yielder = core::ptr::null();
+        self.activity = Activity::Running;
+        self.pending = None;
+        self.conditions = None;
+        self.watched.clear();
+        self.waits.clear();
+        self.order = None;
+        self.found = 0;
+        self.history = 0;
+        self.wedge = Wedge::default();
+        self.frames.clear();
+        self.ended = false;
+        self.counters.clear();
+    }
+
+    /// Brings what is cached of the APIC up to date. To be called after every change of it.
+    pub(crate) fn refresh(&mut self) {
+        self.vector_deliverable = self.apic.deliverable().is_some();
+        self.nmi_deliverable = self.apic.nmi_deliverable();
+        self.apic_changed = true;
+    }
+
+    /// Whether it is suspended in its idle loop, outside of any handler.
+    pub(crate) fn is_idle(&self) -> bool {
+        self.ended && self.handler_depth == 0
+    }
+
+    /// The interrupt that is taken before the next operation, if any: an NMI first.
+    #[inline]
+    pub(crate) fn next_interrupt(&self) -> Option<Interrupt> {
+        if self.nmi_deliverable {
+            Some(Interrupt::Nmi)
+        } else if self.vector_deliverable && self.interrupts_enabled && !self.shadow {
+            Some(Interrupt::Vector)
+        } else {
+            None
+        }
+    }
+
+    /// Whether a fault keeps it from making a step now.
+    #[inline]
+    pub(crate) fn is_wedged(&self) -> bool {
+        self.time < self.wedge.until && self.nmi_depth == 0
+    }
+
+    /// A cost of this many nanoseconds with this much jitter added.
+    #[inline]
+    pub(crate) fn jittered(&mut self, cost: u64, jitter: u32) -> u64 {
+        jittered(&mut self.costs, cost, jitter)
+    }
+}

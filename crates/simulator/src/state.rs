@@ -1,0 +1,291 @@
+//! The state of a simulated machine, and how code that runs on it finds it.
+//!
+//! Everything runs on one thread: the driver, or one CPU's coroutine, never two at once. They share the state
+//! through a raw pointer and hold references into it only between two points at which another one could run:
+//! a switch of coroutines, a call of a handler, a program, or the conditions of a wait.
+
+use std::any::Any;
+use std::cell::Cell;
+
+use rustc_hash::FxHashMap;
+use smpcall_local_apic::{ApicId, Routing};
+use smpcall_machine::{Cpu, Event, EventKind, Instant};
+
+use crate::config::Config;
+use crate::cost::CostModel;
+use crate::interconnect::Interconnect;
+use crate::kernel::KernelState;
+use crate::machine::SimCpuSet;
+use crate::memory::SharedMemory;
+use crate::operation::InterruptFrame;
+use crate::processor::{Activity, Counters, CpuReport, Processor};
+use crate::queue::EventQueue;
+use crate::trace::Trace;
+
+/// A handler of interrupts: called on the CPU that takes one, with interrupts disabled.
+pub type Handler = fn(InterruptFrame);
+
+/// Who decides what happens next.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Driver {
+    /// Virtual time.
+    Timed,
+    /// A controller, operation by operation.
+    Stepped,
+}
+
+/// How operations are to be understood at the moment.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Phase {
+    /// No CPU's program runs: what is accessed is just accessed. (Boot, and between runs.)
+    Direct,
+    /// Conditions of a wait are being evaluated: accesses are recorded as read.
+    Evaluating,
+    /// A CPU runs.
+    Running,
+}
+
+/// Why a timed run ended by itself.
+#[derive(Debug)]
+pub(crate) enum Stop {
+    ProgramsEnded,
+    Asked,
+    Panicked { cpu: usize, payload: Box<dyn Any + Send> },
+}
+
+/// The whole machine.
+#[allow(clippy::struct_excessive_bools, reason = "independent facts")]
+pub(crate) struct State {
+    pub(crate) driver: Driver,
+    pub(crate) phase: Phase,
+    /// The CPU that runs (or whose conditions are evaluated).
+    pub(crate) running: usize,
+    pub(crate) cpus: Vec<Processor>,
+    pub(crate) queue: EventQueue,
+    pub(crate) cost: CostModel,
+    pub(crate) sti_shadow: bool,
+    pub(crate) handlers_forget: bool,
+    pub(crate) tick: Option<u64>,
+    pub(crate) interconnect: Interconnect,
+    pub(crate) memory: SharedMemory,
+    /// The handlers, by vector.
+    pub(crate) handlers: Box<[Option<Handler>; 256]>,
+    pub(crate) nmi_handler: Option<Handler>,
+    /// The mailboxes and hooks, if the machine's programs call each other.
+    pub(crate) kernel: Option<Box<KernelState>>,
+    pub(crate) recording: bool,
+    pub(crate) events: Vec<Event>,
+    pub(crate) frame_names: Vec<&'static str>,
+    frame_numbers: FxHashMap<&'static str, u32>,
+    pub(crate) routing: Routing,
+    pub(crate) apic_ids: Vec<ApicId>,
+    /// All CPUs, if shorthands may be used.
+    pub(crate) shorthand_reach: Option<Box<SimCpuSet>>,
+    /// Evaluation read a register of the APIC.
+    pub(crate) register_read: bool,
+    /// Programs that have not ended.
+    pub(crate) programs: usize,
+    pub(crate) stop: Option<Stop>,
+    pub(crate) seed: u64,
+}
+
+impl State {
+    pub(crate) fn new(
+        config: &Config,
+        driver: Driver,
+        interconnect: Interconnect,
+        cpus: Vec<Processor>,
+    ) -> Self {
+        Self {
+            driver,
+            phase: Phase::Direct,
+            running: 0,
+            queue: EventQueue::new(interconnect.first_message_slot() as usize),
+            cpus,
+            cost: config.cost,
+            sti_shadow: config.sti_shadow,
+            handlers_forget: config.handlers_forget,
+            tick: config.tick.map(|period| period.as_nanos() as u64),
+            interconnect,
+            memory: SharedMemory::default(),
+            handlers: Box::new([None; 256]),
+            nmi_handler: None,
+            kernel: None,
+            recording: config.trace,
+            events: Vec::new(),
+            frame_names: Vec::new(),
+            frame_numbers: FxHashMap::default(),
+            routing: config.routing,
+            apic_ids: (0..config.cpus).map(|cpu| config.apic_id(cpu)).collect(),
+            shorthand_reach: config
+                .shorthands
+                .then(|| Box::new((0..config.cpus as u32).map(Cpu::new).collect())),
+            register_read: false,
+            programs: 0,
+            stop: None,
+            seed: config.seed,
+        }
+    }
+
+    /// The CPU that runs.
+    #[inline]
+    pub(crate) fn cpu(&mut self) -> &mut Processor {
+        &mut self.cpus[self.running]
+    }
+
+    /// Records an event at this CPU's time.
+    #[inline]
+    pub(crate) fn record(
+        &mut self,
+        cpu: usize,
+        kind: EventKind,
+        other: Option<usize>,
+        detail: u32,
+        argument: u64,
+    ) {
+        if self.recording {
+            self.record_at(self.cpus[cpu].time, cpu, kind, other, detail, argument);
+        }
+    }
+
+    /// Records an event.
+    pub(crate) fn record_at(
+        &mut self,
+        time: u64,
+        cpu: usize,
+        kind: EventKind,
+        other: Option<usize>,
+        detail: u32,
+        argument: u64,
+    ) {
+        if self.recording {
+            self.events.push(Event {
+                time: Instant::from_nanos(time),
+                kind,
+                cpu: Cpu::new(cpu as u32),
+                other: other.map(|other| Cpu::new(other as u32)),
+                detail,
+                argument,
+            });
+        }
+    }
+
+    /// The number of a frame's name.
+    pub(crate) fn frame_number(&mut self, name: &'static str) -> u32 {
+        *self.frame_numbers.entry(name).or_insert_with(|| {
+            self.frame_names.push(name);
+            self.frame_names.len() as u32 - 1
+        })
+    }
+
+    /// Makes a suspended CPU run at `time`, or earlier if it would anyway; later if a fault keeps it from it.
+    pub(crate) fn wake(&mut self, cpu: usize, time: u64) {
+        let processor = &self.cpus[cpu];
+        let mut time = time.max(processor.time);
+        if processor.nmi_depth == 0 && time < processor.wedge.until {
+            if processor.wedge.until == u64::MAX {
+                return;
+            }
+            time = processor.wedge.until;
+        }
+        if self.queue.time_of(cpu as u32).is_none_or(|set| time < set) {
+            self.queue.set(cpu as u32, time);
+        }
+    }
+
+    /// After its APIC accepted something at `time`: makes the CPU take it, if it can and is not running anyway.
+    pub(crate) fn notice_interrupt(&mut self, cpu: usize, time: u64) {
+        let wake_cost = self.cost.wake;
+        let processor = &mut self.cpus[cpu];
+        processor.refresh();
+        let Some(_) = processor.next_interrupt() else { return };
+        let wedged = processor.nmi_depth == 0 && time < processor.wedge.until;
+        if wedged && processor.wedge.takes_nmis && processor.nmi_deliverable {
+            // It spins with interrupts disabled, and is interrupted in that.
+            let time = time.max(processor.time);
+            self.queue.set(cpu as u32, time);
+            return;
+        }
+        match processor.activity {
+            Activity::Running => {}
+            Activity::Halted => self.wake(cpu, time + wake_cost),
+            Activity::Waiting | Activity::Working => self.wake(cpu, time),
+        }
+    }
+
+    /// What all CPUs counted.
+    pub(crate) fn counters(&self) -> Counters {
+        let mut sum = Counters::default();
+        for cpu in &self.cpus {
+            sum.add(&cpu.counters);
+        }
+        sum
+    }
+
+    /// What was recorded.
+    pub(crate) fn trace(&self) -> Trace {
+        Trace {
+            cpus: self.cpus.len() as u32,
+            events: self.events.clone(),
+            frame_names: self.frame_names.iter().map(|&name| name.to_owned()).collect(),
+        }
+    }
+
+    /// What an outsider sees of a CPU.
+    pub(crate) fn report(&self, cpu: usize) -> CpuReport {
+        let processor = &self.cpus[cpu];
+        let wedged = processor.is_wedged();
+        CpuReport {
+            cpu: Cpu::new(cpu as u32),
+            time: Instant::from_nanos(processor.time),
+            interrupts_enabled: processor.interrupts_enabled && !wedged,
+            in_nmi: processor.nmi_depth > 0,
+            wedged,
+            activity: processor.activity,
+            ended: processor.ended,
+            frames: processor.frames.iter().map(|&frame| self.frame_names[frame as usize]).collect(),
+            waits: processor.waits.clone(),
+            requested: processor.apic.irr().iter().collect(),
+            in_service: processor.apic.isr().iter().collect(),
+            counters: processor.counters.clone(),
+        }
+    }
+}
+
+thread_local! {
+    static CURRENT: Cell<*mut State> = const { Cell::new(core::ptr::null_mut()) };
+}
+
+/// The machine that this thread currently simulates; null if it does not.
+#[inline(always)]
+pub(crate) fn current() -> *mut State {
+    CURRENT.get()
+}
+
+/// The machine that this thread currently simulates.
+///
+/// # Panics
+/// If there is none: the code runs outside of a simulated CPU.
+#[inline]
+pub(crate) fn expect_current() -> *mut State {
+    let state = current();
+    assert!(!state.is_null(), "this code runs on no simulated CPU");
+    state
+}
+
+/// Makes a machine the current one until this is dropped; then the one before is again.
+pub(crate) struct Entered {
+    before: *mut State,
+}
+
+impl Entered {
+    pub(crate) fn new(state: *mut State) -> Self {
+        Self { before: CURRENT.replace(state) }
+    }
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        CURRENT.set(self.before);
+    }
+}

@@ -1,0 +1,286 @@
+//! What of a trace is drawn, and what is left out: nothing is left out without being counted.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use smpcall_machine::EventKind;
+
+use super::Options;
+use super::activity::{Activity, Fate, Mark, Message, Span, SpanKind};
+use super::units::{count, duration, ranges};
+
+/// The drawn part of an [`Activity`], and what is said about the rest.
+pub(super) struct Selection<'a> {
+    /// CPU numbers, ascending: one column each.
+    pub(super) columns: Vec<u32>,
+    pub(super) messages: Vec<&'a Message>,
+    pub(super) spans: Vec<&'a Span>,
+    pub(super) marks: Vec<&'a Mark>,
+    /// All moments that get a place of their own: ascending, distinct, nanoseconds.
+    pub(super) times: Vec<u64>,
+    /// When the activities began that were left out for want of room: ascending.
+    left_out: Vec<u64>,
+    /// When the routine interrupts began: ascending.
+    routine: Vec<u64>,
+    /// What is left out, in sentences.
+    pub(super) notes: Vec<String>,
+}
+
+/// One activity as a candidate for drawing: from when to when, and which.
+#[derive(Clone, Copy)]
+struct Candidate {
+    begin: u64,
+    end: u64,
+    important: bool,
+    what: What,
+}
+
+#[derive(Clone, Copy)]
+enum What {
+    Message(usize),
+    Span(usize),
+    Mark(usize),
+}
+
+impl<'a> Selection<'a> {
+    pub(super) fn new(activity: &'a Activity, cpus: u32, options: &Options) -> Self {
+        let columns = columns(activity, cpus, options.max_columns);
+        let shown: BTreeSet<u32> = columns.iter().copied().collect();
+        let mut selection = Self {
+            columns,
+            messages: Vec::new(),
+            spans: Vec::new(),
+            marks: Vec::new(),
+            times: Vec::new(),
+            left_out: Vec::new(),
+            routine: Vec::new(),
+            notes: Vec::new(),
+        };
+        selection.note_columns(activity, cpus, &shown);
+        selection.note_routine(activity);
+        let candidates = candidates(activity, &shown);
+        let total = candidates.len();
+        let (kept, left_out) = within_budget(candidates, options.max_drawn);
+        if !left_out.is_empty() {
+            selection.left_out = left_out.iter().map(|candidate| candidate.begin).collect();
+            selection.left_out.sort_unstable();
+            let important = left_out.iter().filter(|candidate| candidate.important).count();
+            selection.notes.push(format!(
+                "{} of {total} activities are drawn: the first losses, repeats and alarms and what is nearest to \
+                 them. The other {}, {important} losses, repeats and alarms among them, are counted in the breaks.",
+                kept.len(),
+                left_out.len()
+            ));
+        }
+        selection.keep(activity, &kept);
+        if !activity.without_glyph.is_empty() {
+            let kinds = activity.without_glyph.iter().map(|(kind, number)| format!("{number} {kind:?}"));
+            let kinds: Vec<String> = kinds.collect();
+            selection.notes.push(format!("Events that have no glyph: {}.", kinds.join(", ")));
+        }
+        if activity.beyond > 0 {
+            selection.notes.push(format!(
+                "{} left out: they name a CPU that this machine of {cpus} does not have.",
+                count(activity.beyond, "event")
+            ));
+        }
+        selection
+    }
+
+    /// How many activities were left out that began between two moments that follow each other.
+    pub(super) fn left_out_between(&self, from: u64, to: u64) -> usize {
+        between(&self.left_out, from, to)
+    }
+
+    /// How many routine interrupts began between two moments that follow each other.
+    pub(super) fn routine_between(&self, from: u64, to: u64) -> usize {
+        between(&self.routine, from, to)
+    }
+
+    fn keep(&mut self, activity: &'a Activity, kept: &[Candidate]) {
+        let mut times = BTreeSet::new();
+        for candidate in kept {
+            times.extend([candidate.begin, candidate.end]);
+            match candidate.what {
+                What::Message(index) => self.messages.push(&activity.messages[index]),
+                What::Span(index) => self.spans.push(&activity.spans[index]),
+                What::Mark(index) => self.marks.push(&activity.marks[index]),
+            }
+        }
+        if !self.left_out.is_empty() {
+            // So that what was left out before the first and after the last drawn moment has a break too.
+            times.extend([activity.first, activity.last.saturating_add(1)]);
+        }
+        self.times = times.into_iter().collect();
+    }
+
+    fn note_columns(&mut self, activity: &Activity, cpus: u32, shown: &BTreeSet<u32>) {
+        let hidden: Vec<u32> = (0..cpus).filter(|cpu| !shown.contains(cpu)).collect();
+        if hidden.is_empty() {
+            return;
+        }
+        let is_hidden = |cpu: u32| !shown.contains(&cpu);
+        let ipis = activity.messages.iter().filter(|m| is_hidden(m.from) || is_hidden(m.to)).count();
+        let spans = activity.spans.iter().filter(|span| is_hidden(span.cpu) && !span.routine).count();
+        let marks = activity.marks.iter().filter(|mark| is_hidden(mark.cpu)).count();
+        self.notes.push(format!(
+            "{} left out for want of room (CPU {}), with {} from or to them and {} on them.",
+            count(hidden.len(), "CPU"),
+            ranges(&hidden),
+            count(ipis, "IPI"),
+            if spans + marks == 1 { "1 activity".into() } else { format!("{} activities", spans + marks) },
+        ));
+    }
+
+    fn note_routine(&mut self, activity: &Activity) {
+        let mut by_vector: BTreeMap<u32, usize> = BTreeMap::new();
+        for span in activity.spans.iter().filter(|span| span.routine) {
+            if let SpanKind::Interrupt { vector, .. } = span.kind {
+                *by_vector.entry(vector).or_default() += 1;
+                self.routine.push(span.begin);
+            }
+        }
+        self.routine.sort_unstable();
+        for (vector, number) in by_vector {
+            self.notes.push(format!(
+                "{} of vector {vector:#04x} left out: nothing traced came of them.",
+                count(number, "interrupt")
+            ));
+        }
+    }
+}
+
+/// Counts what is at `from` or later and before `to`, so that neighbouring ranges share nothing and miss nothing.
+fn between(ascending: &[u64], from: u64, to: u64) -> usize {
+    let begin = ascending.partition_point(|&time| time < from);
+    ascending.partition_point(|&time| time < to).saturating_sub(begin)
+}
+
+fn candidates(activity: &Activity, shown: &BTreeSet<u32>) -> Vec<Candidate> {
+    let mut candidates = Vec::new();
+    for (index, message) in activity.messages.iter().enumerate() {
+        if shown.contains(&message.from) && shown.contains(&message.to) {
+            candidates.push(Candidate {
+                begin: message.begin(),
+                end: message.end().unwrap_or(activity.last),
+                important: is_important_message(message),
+                what: What::Message(index),
+            });
+        }
+    }
+    for (index, span) in activity.spans.iter().enumerate() {
+        if shown.contains(&span.cpu) && !span.routine {
+            candidates.push(Candidate {
+                begin: span.begin,
+                end: span.end.unwrap_or(activity.last).min(activity.last),
+                important: false,
+                what: What::Span(index),
+            });
+        }
+    }
+    for (index, mark) in activity.marks.iter().enumerate() {
+        if shown.contains(&mark.cpu) {
+            candidates.push(Candidate {
+                begin: mark.time,
+                end: mark.time,
+                important: is_important_mark(mark.kind),
+                what: What::Mark(index),
+            });
+        }
+    }
+    candidates
+}
+
+/// How much is drawn for each important activity, itself included: enough to see what it broke into.
+const SURROUNDINGS: usize = 12;
+
+/// Splits into what is drawn and what is not: the first important ones, then what is nearest to them in time;
+/// without any, the earliest.
+fn within_budget(mut candidates: Vec<Candidate>, budget: usize) -> (Vec<Candidate>, Vec<Candidate>) {
+    if candidates.len() <= budget {
+        return (candidates, Vec::new());
+    }
+    let mut moments: Vec<u64> = candidates.iter().filter(|c| c.important).map(|c| c.begin).collect();
+    moments.sort_unstable();
+    moments.truncate(budget.div_ceil(SURROUNDINGS));
+    let last_moment = moments.last().copied();
+    let distance = |candidate: &Candidate| {
+        let after = moments.partition_point(|&moment| moment < candidate.begin);
+        match (after.checked_sub(1).map(|index| moments[index]), moments.get(after)) {
+            (_, Some(&next)) if next <= candidate.end => 0,
+            (Some(previous), Some(&next)) => (candidate.begin - previous).min(next - candidate.end),
+            (Some(previous), None) => candidate.begin - previous,
+            (None, Some(&next)) => next - candidate.end,
+            (None, None) => candidate.begin,
+        }
+    };
+    // Stable: ties stay in the order of the trace.
+    candidates.sort_by_key(|candidate| {
+        let first = candidate.important && last_moment.is_some_and(|moment| candidate.begin <= moment);
+        (!first, distance(candidate), candidate.begin)
+    });
+    let left_out = candidates.split_off(budget);
+    (candidates, left_out)
+}
+
+/// An IPI that went wrong or mended something.
+pub(super) fn is_important_message(message: &Message) -> bool {
+    message.again.is_some() || matches!(message.fate, Fate::Lost(_) | Fate::Rejected(_) | Fate::OnItsWay)
+}
+
+/// An alarm, or a call that did not simply complete.
+pub(super) fn is_important_mark(kind: EventKind) -> bool {
+    use EventKind as K;
+    matches!(
+        kind,
+        K::CallWithdrawn
+            | K::CallRefused
+            | K::CallOverdue
+            | K::CallLeft
+            | K::CallPanicked
+            | K::RingFailed
+            | K::ProbeSent
+            | K::ProbeAnswered
+            | K::Wedged
+            | K::SoftLockup
+            | K::DumpStarted
+    )
+}
+
+/// The CPUs that get a column: all, or the most eventful ones, in ascending order.
+fn columns(activity: &Activity, cpus: u32, most: usize) -> Vec<u32> {
+    if cpus as usize <= most {
+        return (0..cpus).collect();
+    }
+    let mut score = vec![0_u64; cpus as usize];
+    for message in &activity.messages {
+        let points = if is_important_message(message) { 1_000_000 } else { 1 };
+        score[message.from as usize] += points;
+        score[message.to as usize] += points;
+    }
+    for mark in &activity.marks {
+        score[mark.cpu as usize] += if is_important_mark(mark.kind) { 1_000_000 } else { 1 };
+    }
+    for span in activity.spans.iter().filter(|span| !span.routine) {
+        score[span.cpu as usize] += if span.end.is_none() { 1_000 } else { 1 };
+    }
+    let mut ranked: Vec<u32> = (0..cpus).collect();
+    ranked.sort_by_key(|&cpu| core::cmp::Reverse(score[cpu as usize]));
+    ranked.truncate(most);
+    ranked.sort_unstable();
+    ranked
+}
+
+/// What a break says: how long it is and what was left out in it.
+pub(super) fn break_text(selection: &Selection<'_>, from: u64, to: u64) -> String {
+    let mut text = format!("{} pass", duration(to - from));
+    match selection.routine_between(from, to) {
+        0 => {}
+        number => text = text + ", " + &count(number, "routine interrupt"),
+    }
+    match selection.left_out_between(from, to) {
+        0 => {}
+        1 => text += ", 1 activity left out",
+        number => text = text + ", " + &number.to_string() + " activities left out",
+    }
+    text
+}
