@@ -12,7 +12,7 @@ use smpcall_machine::{Cpu, Instant, Machine as _};
 use crate::faults::{Fault, Filter, Probability};
 use crate::kernel::Hooks;
 use crate::machine::{RING_VECTOR, SimMachine};
-use crate::{Config, ConfigError, RunEnd, World};
+use crate::{Config, ConfigError, RunEnd, Trace, World};
 
 mod ledger;
 mod workload;
@@ -131,6 +131,18 @@ const LONGEST_CLOSURE: Duration = Duration::from_nanos(700);
 /// # Panics
 /// If a program panics, which would be a defect.
 pub fn run(options: &Options) -> Result<Report, ConfigError> {
+    run_machine(options, false).map(|(report, _)| report)
+}
+
+/// As [`run`], and returns what happened: one event of 32 bytes for every step of every call.
+///
+/// # Errors
+/// As for [`run`].
+pub fn run_traced(options: &Options) -> Result<(Report, Trace), ConfigError> {
+    run_machine(options, true)
+}
+
+fn run_machine(options: &Options, trace: bool) -> Result<(Report, Trace), ConfigError> {
     let mut faults = options.faults.clone();
     if options.drop.get() > 0.0 {
         faults.push(Fault::Drop { probability: options.drop, filter: Filter::default() });
@@ -138,6 +150,7 @@ pub fn run(options: &Options) -> Result<Report, ConfigError> {
     let dead: Vec<Cpu> = faults.iter().filter_map(Fault::dead_cpu).collect();
     let mut config = Config::new(options.cpus, options.routing, options.seed);
     config.faults = faults;
+    config.trace = trace;
 
     workload::take_posts_run();
     workload::renew_shared_posts();
@@ -170,7 +183,7 @@ pub fn run(options: &Options) -> Result<Report, ConfigError> {
     }
     // The ticks find the posts that nobody waits for.
     world.run_on(world.time().plus(SLICE));
-    Ok(report(&ledger, &world, &dead))
+    Ok((report(&ledger, &world, &dead), world.trace()))
 }
 
 /// Whether every CPU has ended its program, is dead, or waits for a claimed call that a dead one will not finish.
