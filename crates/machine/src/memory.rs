@@ -34,39 +34,45 @@ impl Access {
     }
 }
 
-/// How a machine accesses memory that CPUs share.
+/// How a machine accesses memory that CPUs share: what happens before and after each access.
 ///
-/// The explorer and the simulated machine implement it to suspend a CPU before each access; hardware does
-/// just what it is told. A type parameter, and neither a Cargo feature (features unify across a workspace) nor
-/// a `cfg` (a second build): one workspace holds the shipping code and its exploration.
+/// The explorer and the simulated machine implement it to suspend a CPU before each access; on hardware there is
+/// nothing to do. A type parameter, and neither a Cargo feature (features unify across a workspace) nor a `cfg` (a
+/// second build): one workspace holds the shipping code and its exploration.
 ///
 /// # Safety
-/// An implementation must either run `perform` exactly once and return what it returned, or have the effect
-/// and the result that running it at some point of a legal execution would have had. [`wait`](Memory::wait)
-/// may report a condition only if it held.
+/// [`before`](Memory::before) may answer for the access only with a result that it could have had in some legal
+/// execution, and then sees to it that the access has the effect that goes with it. [`wait`](Memory::wait) may
+/// report a condition only if it held.
 pub unsafe trait Memory: Sized + 'static {
-    /// Performs one access to the 8-byte location (for plain data: to the object at that address).
-    ///
-    /// `perform` performs it and returns what it read: the old value for read-modify-writes, and zero for
-    /// stores and plain data.
+    /// The CPU is about to access the 8-byte location (for plain data: the object at that address). `None`: it
+    /// shall do so now. Otherwise it does not, and this is what it would have read; only atomic accesses may be
+    /// answered for.
     #[track_caller]
-    fn access(location: *const (), access: Access, order: Ordering, perform: impl FnOnce() -> u64) -> u64;
+    fn before(location: *const (), access: Access, order: Ordering) -> Option<u64>;
+
+    /// The CPU has accessed the location and found this value there: the old one for read-modify-writes, zero
+    /// for stores and plain data. Nothing else has happened on this CPU since `before`.
+    fn after(location: *const (), access: Access, found: u64);
 
     /// Waits until one of the conditions holds or the deadline has passed. See [`wait`](crate::wait).
     #[track_caller]
     fn wait<M: Machine<Memory = Self>>(conditions: &impl Conditions, deadline: Deadline) -> Woken;
 }
 
-/// The memory of real machines: `core::sync::atomic`, inlined to nothing.
+/// The memory of real machines: `core::sync::atomic`, and nothing before or after.
 #[derive(Clone, Copy, Debug)]
 pub enum Hardware {}
 
-// SAFETY: `access` runs `perform` exactly once and returns its result; `spin` evaluates the conditions.
+// SAFETY: `before` answers for nothing; `spin` evaluates the conditions.
 unsafe impl Memory for Hardware {
     #[inline(always)]
-    fn access(_: *const (), _: Access, _: Ordering, perform: impl FnOnce() -> u64) -> u64 {
-        perform()
+    fn before(_: *const (), _: Access, _: Ordering) -> Option<u64> {
+        None
     }
+
+    #[inline(always)]
+    fn after(_: *const (), _: Access, _: u64) {}
 
     #[inline(always)]
     fn wait<M: Machine<Memory = Self>>(conditions: &impl Conditions, deadline: Deadline) -> Woken {

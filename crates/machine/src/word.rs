@@ -8,6 +8,38 @@ use core::sync::atomic::{AtomicPtr, AtomicU64, Ordering};
 
 use crate::{Access, Memory, When};
 
+/// Performs an access between the two hooks of the memory, and evaluates to what it read. Not a function that
+/// takes a closure: whether a closure is inlined is the compiler's guess, and the seam must cost nothing.
+macro_rules! observed {
+    ($self:ident, $access:expr, $order:expr, $perform:expr) => {{
+        let (location, access) = ($self.location(), $access);
+        match M::before(location, access, $order) {
+            None => {
+                let found = $perform;
+                M::after(location, access, found);
+                found
+            }
+            Some(found) => found,
+        }
+    }};
+}
+
+/// As `observed`, for accesses that read a pointer.
+macro_rules! observed_pointer {
+    ($self:ident, $access:expr, $order:expr, $perform:expr) => {{
+        let (location, access) = ($self.location(), $access);
+        match M::before(location, access, $order) {
+            None => {
+                let found = $perform;
+                M::after(location, access, found.addr() as u64);
+                found
+            }
+            // A simulated store buffer answers with a pointer that `store` has exposed.
+            Some(address) => core::ptr::with_exposed_provenance_mut(address as usize),
+        }
+    }};
+}
+
 /// A shared 64-bit word. Same layout as `AtomicU64`.
 #[repr(transparent)]
 pub struct Word<M> {
@@ -35,14 +67,14 @@ impl<M: Memory> Word<M> {
     #[inline(always)]
     #[track_caller]
     pub fn load(&self, order: Ordering) -> u64 {
-        M::access(self.location(), Access::Load, order, || self.value.load(order))
+        observed!(self, Access::Load, order, self.value.load(order))
     }
 
     /// Stores a value.
     #[inline(always)]
     #[track_caller]
     pub fn store(&self, value: u64, order: Ordering) {
-        M::access(self.location(), Access::Store(value), order, || {
+        observed!(self, Access::Store(value), order, {
             self.value.store(value, order);
             0
         });
@@ -52,28 +84,28 @@ impl<M: Memory> Word<M> {
     #[inline(always)]
     #[track_caller]
     pub fn swap(&self, value: u64, order: Ordering) -> u64 {
-        M::access(self.location(), Access::Swap(value), order, || self.value.swap(value, order))
+        observed!(self, Access::Swap(value), order, self.value.swap(value, order))
     }
 
     /// Sets the given bits and returns the value before.
     #[inline(always)]
     #[track_caller]
     pub fn fetch_or(&self, bits: u64, order: Ordering) -> u64 {
-        M::access(self.location(), Access::FetchOr(bits), order, || self.value.fetch_or(bits, order))
+        observed!(self, Access::FetchOr(bits), order, self.value.fetch_or(bits, order))
     }
 
     /// Keeps only the given bits and returns the value before.
     #[inline(always)]
     #[track_caller]
     pub fn fetch_and(&self, bits: u64, order: Ordering) -> u64 {
-        M::access(self.location(), Access::FetchAnd(bits), order, || self.value.fetch_and(bits, order))
+        observed!(self, Access::FetchAnd(bits), order, self.value.fetch_and(bits, order))
     }
 
     /// Adds, wrapping, and returns the value before.
     #[inline(always)]
     #[track_caller]
     pub fn fetch_add(&self, value: u64, order: Ordering) -> u64 {
-        M::access(self.location(), Access::FetchAdd(value), order, || self.value.fetch_add(value, order))
+        observed!(self, Access::FetchAdd(value), order, self.value.fetch_add(value, order))
     }
 
     /// Subtracts, wrapping, and returns the value before.
@@ -81,7 +113,7 @@ impl<M: Memory> Word<M> {
     #[track_caller]
     pub fn fetch_sub(&self, value: u64, order: Ordering) -> u64 {
         let negated = value.wrapping_neg();
-        M::access(self.location(), Access::FetchAdd(negated), order, || self.value.fetch_sub(value, order))
+        observed!(self, Access::FetchAdd(negated), order, self.value.fetch_sub(value, order))
     }
 
     /// Stores `new` if the value is `current`; does not fail spuriously.
@@ -97,13 +129,17 @@ impl<M: Memory> Word<M> {
         success: Ordering,
         failure: Ordering,
     ) -> Result<u64, u64> {
-        let found = M::access(self.location(), Access::CompareExchange(current, new), success, || match self
-            .value
-            .compare_exchange(current, new, success, failure)
-        {
-            Ok(value) | Err(value) => value,
-        });
-        if found == current { Ok(found) } else { Err(found) }
+        let (location, access) = (self.location(), Access::CompareExchange(current, new));
+        match M::before(location, access, success) {
+            None => {
+                let result = self.value.compare_exchange(current, new, success, failure);
+                let (Ok(found) | Err(found)) = result;
+                M::after(location, access, found);
+                result
+            }
+            Some(found) if found == current => Ok(found),
+            Some(found) => Err(found),
+        }
     }
 
     /// The condition that the bits under `mask` have exactly the value `value`, for a [`wait`](crate::wait).
@@ -142,27 +178,11 @@ impl<M: Memory, T> Pointer<M, T> {
         self.value.get_mut()
     }
 
-    #[inline(always)]
-    #[track_caller]
-    fn access(&self, access: Access, order: Ordering, perform: impl FnOnce() -> *mut T) -> *mut T {
-        let mut read = core::ptr::null_mut();
-        let address = M::access(self.location(), access, order, || {
-            read = perform();
-            read.addr() as u64
-        });
-        // A simulated store buffer may answer with a value of its own; on hardware this is `read`, always.
-        if read.addr() as u64 == address {
-            read
-        } else {
-            core::ptr::with_exposed_provenance_mut(address as usize)
-        }
-    }
-
     /// Loads the pointer.
     #[inline(always)]
     #[track_caller]
     pub fn load(&self, order: Ordering) -> *mut T {
-        self.access(Access::Load, order, || self.value.load(order))
+        observed_pointer!(self, Access::Load, order, self.value.load(order))
     }
 
     /// Stores a pointer.
@@ -170,7 +190,7 @@ impl<M: Memory, T> Pointer<M, T> {
     #[track_caller]
     pub fn store(&self, value: *mut T, order: Ordering) {
         let address = value.expose_provenance() as u64;
-        M::access(self.location(), Access::Store(address), order, || {
+        observed!(self, Access::Store(address), order, {
             self.value.store(value, order);
             0
         });
@@ -180,7 +200,7 @@ impl<M: Memory, T> Pointer<M, T> {
     #[inline(always)]
     #[track_caller]
     pub fn swap(&self, value: *mut T, order: Ordering) -> *mut T {
-        self.access(Access::Swap(value.addr() as u64), order, || self.value.swap(value, order))
+        observed_pointer!(self, Access::Swap(value.addr() as u64), order, self.value.swap(value, order))
     }
 
     /// Stores `new` if the pointer is `current`; does not fail spuriously.
@@ -197,12 +217,20 @@ impl<M: Memory, T> Pointer<M, T> {
         failure: Ordering,
     ) -> Result<*mut T, *mut T> {
         let access = Access::CompareExchange(current.addr() as u64, new.addr() as u64);
-        let found = self.access(access, success, || {
-            match self.value.compare_exchange(current, new, success, failure) {
-                Ok(value) | Err(value) => value,
+        let location = self.location();
+        match M::before(location, access, success) {
+            None => {
+                let result = self.value.compare_exchange(current, new, success, failure);
+                let (Ok(found) | Err(found)) = result;
+                M::after(location, access, found.addr() as u64);
+                result
             }
-        });
-        if found == current { Ok(found) } else { Err(found) }
+            // A simulated store buffer answers with a pointer that `store` has exposed.
+            Some(found) => {
+                let found = core::ptr::with_exposed_provenance_mut(found as usize);
+                if found == current { Ok(found) } else { Err(found) }
+            }
+        }
     }
 }
 
@@ -238,9 +266,12 @@ impl<M: Memory, T: Copy> Plain<M, T> {
     #[inline(always)]
     #[track_caller]
     pub unsafe fn read(&self) -> T {
-        M::access(self.location(), Access::PlainRead(size_of::<T>()), Ordering::Relaxed, || 0);
+        let access = Access::PlainRead(size_of::<T>());
+        M::before(self.location(), access, Ordering::Relaxed);
         // SAFETY: the caller promises that nobody writes; the cell holds a valid `T`.
-        unsafe { *self.value.get() }
+        let value = unsafe { *self.value.get() };
+        M::after(self.location(), access, 0);
+        value
     }
 
     /// Writes the data.
@@ -250,8 +281,10 @@ impl<M: Memory, T: Copy> Plain<M, T> {
     #[inline(always)]
     #[track_caller]
     pub unsafe fn write(&self, value: T) {
-        M::access(self.location(), Access::PlainWrite(size_of::<T>()), Ordering::Relaxed, || 0);
+        let access = Access::PlainWrite(size_of::<T>());
+        M::before(self.location(), access, Ordering::Relaxed);
         // SAFETY: the caller promises exclusive access for the duration of the write.
-        unsafe { *self.value.get() = value }
+        unsafe { *self.value.get() = value };
+        M::after(self.location(), access, 0);
     }
 }

@@ -6,7 +6,9 @@ use smpcall_simulator::campaign::{Options, default_routing, run_traced};
 use smpcall_simulator::faults::{Probability, parse};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
-    for (cpus, faults) in [(2, ""), (16, "delay:p=0.1:by=20us,wedge:cpu=3:at=1ms:for=2ms"), (64, "duplicate:p=0.2")] {
+    for (cpus, faults) in
+        [(2, ""), (16, "delay:p=0.1:by=20us,wedge:cpu=3:at=1ms:for=2ms"), (64, "duplicate:p=0.2")]
+    {
         let faults = if faults.is_empty() { Vec::new() } else { parse(faults)? };
         let options = Options {
             cpus,

@@ -6,9 +6,9 @@ use corosensei::stack::DefaultStack;
 use corosensei::{Coroutine, Yielder};
 use smpcall_machine::EventKind;
 
-use crate::operation;
 use crate::stack_pool;
-use crate::state::{Driver, State, Stop};
+use crate::state::{Driver, Shared, State, Stop};
+use crate::waiting;
 
 /// A CPU's coroutine.
 pub(crate) struct CpuCoroutine {
@@ -21,35 +21,31 @@ impl CpuCoroutine {
     ///
     /// # Safety
     /// The state, and what the program borrows, outlive this.
-    pub(crate) unsafe fn new<F: FnOnce()>(state: *mut State, cpu: usize, program: Option<F>) -> Self {
+    pub(crate) unsafe fn new<F: FnOnce()>(state: Shared, cpu: usize, program: Option<F>) -> Self {
         // SAFETY: passed on to the caller.
         unsafe { Self::on_stack(stack_pool::take(), state, cpu, program) }
     }
 
     unsafe fn on_stack<F: FnOnce()>(
         stack: DefaultStack,
-        state: *mut State,
+        state: Shared,
         cpu: usize,
         program: Option<F>,
     ) -> Self {
         let body = move |yielder: &Yielder<(), ()>, ()| {
-            // SAFETY: this CPU runs, so no other reference into the state is alive.
-            unsafe { (&mut (*state).cpus)[cpu].yielder = core::ptr::from_ref(yielder) };
+            state.with(|machine| machine.cpus[cpu].yielder = core::ptr::from_ref(yielder));
             let outcome = catch_unwind(AssertUnwindSafe(|| {
                 if let Some(program) = program {
                     program();
-                    // SAFETY: as above.
-                    unsafe { (*state).program_ended(cpu) };
+                    state.with(|machine| machine.program_ended(cpu));
                 }
-                // SAFETY: as above.
-                unsafe { (&mut (*state).cpus)[cpu].ended = true };
+                state.with(|machine| machine.cpus[cpu].ended = true);
                 loop {
-                    operation::halt(state, std::panic::Location::caller());
+                    waiting::halt(state, std::panic::Location::caller());
                 }
             }));
             let Err(payload) = outcome;
-            // SAFETY: as above.
-            unsafe { (*state).stop = Some(Stop::Panicked { cpu, payload }) };
+            state.with(|machine| machine.stop = Some(Stop::Panicked { cpu, payload }));
         };
         // SAFETY: the caller promises that what `body` borrows outlives the coroutine; a coroutine that is forgotten
         // (see `Drop`) is never resumed, so nothing is used after.
@@ -69,7 +65,7 @@ impl CpuCoroutine {
     /// # Safety
     /// As for [`new`](Self::new); and nothing that is used later refers to this CPU's stack, nor relies on the
     /// destructor of something that lives there.
-    pub(crate) unsafe fn restart<F: FnOnce()>(&mut self, state: *mut State, cpu: usize, program: Option<F>) {
+    pub(crate) unsafe fn restart<F: FnOnce()>(&mut self, state: Shared, cpu: usize, program: Option<F>) {
         let Some(mut coroutine) = self.coroutine.take() else { return };
         if coroutine.started() {
             // SAFETY: the caller promises that no destructor matters.

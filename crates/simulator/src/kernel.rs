@@ -1,13 +1,14 @@
 //! The kernel of simulated machines: where their mailboxes are, and what their interrupt handlers do.
 
 use std::cell::RefCell;
+use std::rc::Rc;
 
 use smpcall::{CrossCall, Diagnosis, EventSlot, Kernel, Mailbox, Mailboxes};
 use smpcall_machine::{Cpu, Machine as _, Word};
 
+use crate::interrupt::InterruptFrame;
 use crate::machine::{RING_VECTOR, SimMachine, TIMER_VECTOR};
-use crate::operation::InterruptFrame;
-use crate::state::{Entered, State, expect_current};
+use crate::state::{Entered, Shared, expect_current};
 
 /// Cross-CPU calls on the machine that this thread simulates.
 pub type Calls = CrossCall<SimMachine>;
@@ -51,10 +52,8 @@ impl KernelState {
     }
 }
 
-fn kernel() -> &'static KernelState {
-    // SAFETY: one thread; the kernel is set before any CPU runs, in a box of its own, and stays there for as long
-    // as code runs on the machine.
-    let kernel = unsafe { (*core::ptr::addr_of!((*expect_current()).kernel)).as_deref() };
+fn kernel() -> Rc<KernelState> {
+    let kernel = expect_current().with(|machine| machine.kernel.clone());
     kernel.expect("the machine was given a kernel (World::with_kernel) before its programs call")
 }
 
@@ -101,23 +100,21 @@ pub(crate) fn handle_nmi(frame: InterruptFrame) {
 
 /// Gives a booted machine, none of whose CPUs runs, its kernel: mailboxes, handlers, hooks. Its CPUs are online
 /// afterwards.
-pub(crate) fn install(state: &mut State, backstop: Cpu, hooks: Hooks) {
-    let cpus = state.cpus.len();
-    state.kernel = Some(Box::new(KernelState::new(cpus, backstop, hooks)));
-    state.handlers[RING_VECTOR as usize] = Some(handle_ring);
-    state.handlers[TIMER_VECTOR as usize] = Some(handle_tick);
-    state.nmi_handler = Some(handle_nmi);
+pub(crate) fn install(state: Shared, backstop: Cpu, hooks: Hooks) {
+    state.with(|machine| {
+        machine.kernel = Some(Rc::new(KernelState::new(machine.cpus.len(), backstop, hooks)));
+        machine.handlers[RING_VECTOR as usize] = Some(handle_ring);
+        machine.handlers[TIMER_VECTOR as usize] = Some(handle_tick);
+        machine.nmi_handler = Some(handle_nmi);
+    });
     start_cpus(state);
 }
 
 /// What each CPU does when it starts: it declares its NMI handler and opens its mailbox.
-pub(crate) fn start_cpus(state: *mut State) {
+pub(crate) fn start_cpus(state: Shared) {
     let _entered = Entered::new(state);
-    // SAFETY: the caller has the state to itself and no CPU runs; no reference lives longer than its statement.
-    let cpus = unsafe { (&(*state).cpus).len() };
-    for cpu in 0..cpus {
-        // SAFETY: as above.
-        unsafe { (*state).running = cpu };
+    for cpu in 0..state.with(|machine| machine.cpus.len()) {
+        state.with(|machine| machine.running = cpu);
         Calls::declare_nmi(true);
         Calls::open();
     }

@@ -23,6 +23,7 @@ pub mod explorer;
 pub mod faults;
 mod hash;
 mod interconnect;
+mod interrupt;
 pub mod kernel;
 mod machine;
 mod memory;
@@ -36,17 +37,19 @@ mod state;
 mod stepped;
 pub mod timeline;
 mod trace;
+mod waiting;
 mod world;
 
 pub use config::{Config, ConfigError, MAX_CPUS};
 pub use cost::CostModel;
+pub use interrupt::InterruptFrame;
 pub use machine::{
     RING_VECTOR, SPURIOUS_VECTOR, SimAccess, SimCpuSet, SimMachine, SimTopology, TIMER_VECTOR, local_apic,
     send_interrupt, send_interrupt_to,
 };
 pub use memory::SimMemory;
 pub use names::Names;
-pub use operation::{InterruptFrame, Operation};
+pub use operation::Operation;
 pub use processor::{Activity, Counters, CpuReport, Source, WaitReport};
 pub use state::Handler;
 pub use stepped::{Pending, Program, Stepper};

@@ -1,17 +1,20 @@
 //! The simulated machine as the code that runs on it sees it.
 
 use std::panic::Location;
+use std::rc::Rc;
 
 use smpcall_local_apic::{
     Access, ApicId, Interrupt, LocalApic, Mode, Register, Routing, Sent, Topology, Vector,
 };
 use smpcall_machine::{Cpu, CpuMask, CpuSet, Event, Instant, Ipi, Machine, SendError};
 
-use crate::apic::{Effect, Fault};
+use crate::apic::{ApicModel, Effect, Fault};
+use crate::cost::CostModel;
 use crate::hash::absorb;
 use crate::memory::SimMemory;
-use crate::operation::{self, Operation};
-use crate::state::{Driver, Phase, State, current, expect_current};
+use crate::operation::{Operation, begin};
+use crate::processor::Source;
+use crate::state::{Driver, Phase, Shared, State, current, expect_current};
 
 /// The vector of rings (report 000: the call-function vector of its kernel).
 pub const RING_VECTOR: u8 = 0xfb;
@@ -34,17 +37,27 @@ pub enum SimMachine {}
 pub struct SimAccess;
 
 /// The APIC identifiers of the running machine.
-#[derive(Clone, Copy, Debug)]
-pub struct SimTopology;
+#[derive(Clone, Debug)]
+pub struct SimTopology {
+    shorthand_reach: Option<Rc<SimCpuSet>>,
+}
+
+impl SimTopology {
+    /// Those of the machine that this thread simulates.
+    ///
+    /// # Panics
+    /// Outside of a simulated CPU.
+    pub fn current() -> Self {
+        expect_current().with(|machine| Self { shorthand_reach: machine.shorthand_reach.clone() })
+    }
+}
 
 /// The driver of the running CPU's local APIC: the one that ships.
 ///
 /// # Panics
 /// Outside of a simulated CPU.
 pub fn local_apic() -> LocalApic<SimMachine, SimAccess> {
-    // SAFETY: one thread; no other reference into the state is alive while a program runs.
-    let routing = unsafe { (*expect_current()).routing };
-    LocalApic::new(SimAccess, routing)
+    LocalApic::new(SimAccess, expect_current().with(|machine| machine.routing))
 }
 
 const fn vector(number: u8) -> Vector {
@@ -67,7 +80,7 @@ const fn interrupt(ipi: Ipi) -> Interrupt {
 /// # Errors
 /// As for [`LocalApic::send_one`].
 pub fn send_interrupt(target: Cpu, interrupt: Interrupt) -> Result<Sent, SendError> {
-    local_apic().send_one(&SimTopology, target, interrupt)
+    local_apic().send_one(&SimTopology::current(), target, interrupt)
 }
 
 /// Sends any interrupt to a set of CPUs, through the driver.
@@ -75,11 +88,11 @@ pub fn send_interrupt(target: Cpu, interrupt: Interrupt) -> Result<Sent, SendErr
 /// # Errors
 /// As for [`LocalApic::send_many`].
 pub fn send_interrupt_to(targets: &CpuMask, interrupt: Interrupt) -> Result<Sent, SendError> {
-    local_apic().send_many(&SimTopology, targets, interrupt)
+    local_apic().send_many(&SimTopology::current(), targets, interrupt)
 }
 
 // SAFETY: 1. A program never changes its CPU, and CPUs are numbered by their index. 2. Handlers run in
-// `operation::begin` and its like only, and for maskable ones only if the flag is set; there is one thread, and the
+// `operation` and `waiting` only, and for maskable ones only if the flag is set; there is one thread, and the
 // calls are opaque to the compiler. 3. A CPU's time only ever grows. 4. `nmi_depth` counts NMI handlers. 5. `SimMemory`
 // runs the atomic operations it is given, on the host's memory.
 unsafe impl Machine for SimMachine {
@@ -89,23 +102,16 @@ unsafe impl Machine for SimMachine {
     const HAS_NMI: bool = true;
 
     fn current_cpu() -> Cpu {
-        operation::running(expect_current())
+        Cpu::new(expect_current().with(|machine| machine.running) as u32)
     }
 
     #[track_caller]
     fn disable_interrupts() -> bool {
         let state = expect_current();
-        // SAFETY: as in `local_apic`, and so everywhere below; no reference lives longer than its statement.
-        let were_enabled = unsafe { (*state).cpu().interrupts_enabled };
+        let were_enabled = Self::interrupts_enabled();
         if were_enabled {
-            perform(
-                state,
-                Operation::DisableInterrupts,
-                |state| state.cost.interrupt_flag,
-                Location::caller(),
-            );
-            // SAFETY: as above.
-            unsafe { (*state).cpu().interrupts_enabled = false };
+            perform(state, Operation::DisableInterrupts, |cost| cost.interrupt_flag, Location::caller());
+            state.with(|machine| machine.cpu().interrupts_enabled = false);
         }
         were_enabled
     }
@@ -113,30 +119,21 @@ unsafe impl Machine for SimMachine {
     #[track_caller]
     fn restore_interrupts(were_enabled: bool) {
         let state = expect_current();
-        // SAFETY: as above.
-        if were_enabled && unsafe { !(*state).cpu().interrupts_enabled } {
-            perform(
-                state,
-                Operation::EnableInterrupts,
-                |state| state.cost.interrupt_flag,
-                Location::caller(),
-            );
-            // SAFETY: as above.
-            unsafe {
-                (*state).cpu().interrupts_enabled = true;
-                (*state).cpu().shadow = (*state).sti_shadow;
-            }
+        if were_enabled && !Self::interrupts_enabled() {
+            perform(state, Operation::EnableInterrupts, |cost| cost.interrupt_flag, Location::caller());
+            state.with(|machine| {
+                machine.cpu().interrupts_enabled = true;
+                machine.cpu().shadow = machine.sti_shadow;
+            });
         }
     }
 
     fn interrupts_enabled() -> bool {
-        // SAFETY: as above.
-        unsafe { (*expect_current()).cpu().interrupts_enabled }
+        expect_current().with(|machine| machine.cpu().interrupts_enabled)
     }
 
     fn in_nmi() -> bool {
-        // SAFETY: as above.
-        unsafe { (*expect_current()).cpu().nmi_depth > 0 }
+        expect_current().with(|machine| machine.cpu().nmi_depth > 0)
     }
 
     #[track_caller]
@@ -150,132 +147,107 @@ unsafe impl Machine for SimMachine {
     }
 
     fn now() -> Instant {
-        let state = current();
-        if state.is_null() {
-            return Instant::default();
-        }
-        // SAFETY: as above.
-        let machine = unsafe { &mut *state };
-        let cost = machine.cost.clock;
-        let reading = machine.phase == Phase::Running && machine.driver == Driver::Timed;
-        let processor = machine.cpu();
-        let now = processor.time;
-        if reading {
+        let Some(state) = current() else { return Instant::default() };
+        state.with(|machine| {
+            let reading = machine.phase == Phase::Running && machine.driver == Driver::Timed;
+            let cost = if reading { machine.cost.clock } else { 0 };
+            let processor = machine.cpu();
+            let now = processor.time;
             processor.time += cost;
-        }
-        Instant::from_nanos(now)
+            Instant::from_nanos(now)
+        })
     }
 
     fn observe(event: &Event) {
-        let state = current();
-        // SAFETY: as above.
-        if !state.is_null() && unsafe { (*state).recording } {
-            // SAFETY: as above.
-            unsafe { (*state).events.push(*event) };
+        if let Some(state) = current() {
+            state.with(|machine| {
+                if machine.recording {
+                    machine.events.push(*event);
+                }
+            });
         }
     }
 }
 
-/// Brings the CPU to an operation that is not an access to memory, and learns that it got there.
-fn perform(state: *mut State, operation: Operation, cost: impl Fn(&State) -> u64, source: crate::Source) {
-    // SAFETY: as in `local_apic`; no reference lives across `begin`.
-    let (phase, cost) = unsafe { ((*state).phase, cost(&*state)) };
+/// Brings the CPU to an operation that is not an access to memory.
+fn perform(state: Shared, operation: Operation, cost: impl Fn(&CostModel) -> u64, source: Source) {
+    let (phase, cost) = state.with(|machine| (machine.phase, cost(&machine.cost)));
     if phase == Phase::Running {
-        operation::begin(state, operation, cost, source);
-        learn(state, 0);
+        begin(state, operation, cost, source);
+        state.with(|machine| machine.learn_value(0));
     }
 }
 
-/// Stepped: what a CPU has learned becomes part of its history.
-fn learn(state: *mut State, value: u64) {
-    // SAFETY: as in `local_apic`.
-    let machine = unsafe { &mut *state };
-    if machine.driver == Driver::Stepped && machine.phase == Phase::Running {
+impl State {
+    /// Stepped: what the running CPU has learned becomes part of its history.
+    fn learn_value(&mut self, value: u64) {
+        if self.driver == Driver::Stepped && self.phase == Phase::Running {
+            let processor = self.cpu();
+            processor.history = absorb(processor.history, value);
+        }
+    }
+}
+
+/// A write to the APIC happens, and what it causes.
+fn write(state: Shared, write: impl FnOnce(&mut ApicModel, Instant) -> Result<Effect, Fault>) {
+    let result = state.with(|machine| {
         let processor = machine.cpu();
-        processor.history = absorb(processor.history, value);
-    }
-}
-
-fn carry_out(state: *mut State, result: Result<Effect, Fault>) {
-    match result {
-        // SAFETY: as in `local_apic`.
-        Ok(effect) => unsafe { (*state).carry_out(effect) },
-        Err(fault) => panic!("{fault}"),
+        let now = Instant::from_nanos(processor.time);
+        write(&mut processor.apic, now).map(|effect| machine.carry_out(effect))
+    });
+    if let Err(fault) = result {
+        panic!("{fault}");
     }
 }
 
 impl Access for SimAccess {
     fn mode(&self) -> Mode {
-        // SAFETY: as in `local_apic`.
-        unsafe { (*expect_current()).routing.mode() }
+        expect_current().with(|machine| machine.routing.mode())
     }
 
     #[track_caller]
     fn read(&self, register: Register) -> u32 {
         let state = expect_current();
-        // SAFETY: as in `local_apic`.
-        if unsafe { (*state).phase } == Phase::Evaluating {
-            // SAFETY: as in `local_apic`.
-            unsafe { (*state).register_read = true };
-        }
         let source = Location::caller();
-        perform(state, Operation::ReadRegister(register), |state| state.cost.apic_read, source);
-        // SAFETY: as in `local_apic`.
-        let machine = unsafe { &mut *state };
-        let processor = machine.cpu();
-        let value = processor.apic.read(register, Instant::from_nanos(processor.time));
-        match value {
-            Ok(value) => {
-                learn(state, value.into());
-                value
-            }
-            Err(fault) => panic!("{fault}"),
-        }
+        perform(state, Operation::ReadRegister(register), |cost| cost.apic_read, source);
+        let value = state.with(|machine| {
+            machine.register_read |= machine.phase == Phase::Evaluating;
+            let processor = machine.cpu();
+            let value = processor.apic.read(register, Instant::from_nanos(processor.time));
+            machine.learn_value(value.map_or(0, u64::from));
+            value
+        });
+        value.unwrap_or_else(|fault| panic!("{fault}"))
     }
 
     #[track_caller]
     fn write(&self, register: Register, value: u32) {
         let state = expect_current();
         let operation = Operation::WriteRegister(register, value);
-        perform(state, operation, |state| state.cost.apic_write, Location::caller());
-        // SAFETY: as in `local_apic`; the reference ends before the effect.
-        let result = unsafe {
-            let processor = (*state).cpu();
-            processor.apic.write(register, value, Instant::from_nanos(processor.time))
-        };
-        carry_out(state, result);
+        perform(state, operation, |cost| cost.apic_write, Location::caller());
+        write(state, |apic, now| apic.write(register, value, now));
     }
 
     #[track_caller]
     fn write_icr(&self, value: u64) {
         let state = expect_current();
-        perform(state, Operation::WriteIcr(value), |state| state.cost.apic_write, Location::caller());
-        // SAFETY: as in `write`.
-        let result = unsafe {
-            let processor = (*state).cpu();
-            processor.apic.write_icr(value, Instant::from_nanos(processor.time))
-        };
-        carry_out(state, result);
+        perform(state, Operation::WriteIcr(value), |cost| cost.apic_write, Location::caller());
+        write(state, |apic, now| apic.write_icr(value, now));
     }
 }
 
 impl Topology for SimTopology {
     fn apic_id(&self, cpu: Cpu) -> Option<ApicId> {
-        // SAFETY: as in `local_apic`.
-        let machine = unsafe { &*expect_current() };
-        machine.apic_ids.get(cpu.index()).copied()
+        expect_current().with(|machine| machine.apic_ids.get(cpu.index()).copied())
     }
 
     fn cpu(&self, id: ApicId) -> Option<Cpu> {
-        // SAFETY: as in `local_apic`.
-        let cpu = unsafe { (*expect_current()).interconnect.cpu_of(id) };
-        cpu.map(|cpu| Cpu::new(cpu as u32))
+        let cpu = expect_current().with(|machine| machine.interconnect.cpu_of(id))?;
+        Some(Cpu::new(cpu as u32))
     }
 
     fn shorthand_reach(&self) -> Option<&CpuMask> {
-        // SAFETY: as in `local_apic`; the set is in a box of its own and never changes while the machine exists,
-        // which it does for as long as code runs on it.
-        unsafe { (*core::ptr::addr_of!((*expect_current()).shorthand_reach)).as_deref().map(|set| &**set) }
+        self.shorthand_reach.as_deref().map(|set| &**set)
     }
 }
 

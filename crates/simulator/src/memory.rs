@@ -7,8 +7,9 @@ use rustc_hash::FxHashMap;
 use smpcall_machine::{Access, Conditions, Deadline, Machine, Memory, Woken, spin};
 
 use crate::hash::{absorb, pair};
-use crate::operation::{self, Operation};
+use crate::operation::{Operation, begin};
 use crate::state::{Driver, Phase, State, current};
+use crate::waiting;
 
 /// The memory of simulated machines: every access is an operation of the CPU that makes it.
 ///
@@ -26,6 +27,8 @@ pub(crate) struct SharedMemory {
     watched_classes: Classes,
     /// Storage of lists that are not in use.
     spare: Vec<Vec<usize>>,
+    /// Stepped: what the store that is being performed overwrites.
+    stored_over: u64,
     /// Stepped: the difference of all words to what they were at the start.
     pub(crate) hash: u128,
     /// Stepped: what each piece of plain data was last written by.
@@ -155,70 +158,59 @@ const fn changed(access: Access, found: u64) -> bool {
     }
 }
 
-// SAFETY: `access` runs `perform` exactly once, on the one thread that all CPUs of a machine share, and returns
-// what it returned; the order in which the CPUs get to their accesses is an interleaving, so every result is one
-// of a sequentially consistent execution. `wait` reports a condition that it has just evaluated as true.
+// SAFETY: `before` answers for nothing: every access is performed, on the one thread that all CPUs of a machine
+// share; the order in which the CPUs get to their accesses is an interleaving, so every result is one of a
+// sequentially consistent execution. `wait` reports a condition that it has just evaluated as true.
 unsafe impl Memory for SimMemory {
     #[inline]
-    fn access(location: *const (), access: Access, order: Ordering, perform: impl FnOnce() -> u64) -> u64 {
-        let state = current();
-        if state.is_null() {
-            return perform();
-        }
+    fn before(location: *const (), access: Access, order: Ordering) -> Option<u64> {
+        let state = current()?;
         let address = location.addr();
-        // SAFETY: one thread, and no reference into the state is alive while a program runs.
-        match unsafe { (*state).phase } {
-            Phase::Direct => perform(),
-            Phase::Evaluating => {
-                // SAFETY: as above; the reference ends here.
-                unsafe { (*state).cpu().watched.push(address) };
-                perform()
+        let (phase, driver, cost) = state.with(|machine| {
+            let cost = match access {
+                Access::Load | Access::PlainRead(_) | Access::PlainWrite(_) => machine.cost.load,
+                Access::Store(_) => machine.cost.store,
+                _ => machine.cost.read_modify_write,
+            };
+            if machine.phase == Phase::Evaluating {
+                machine.cpu().watched.push(address);
             }
-            Phase::Running => {
-                // SAFETY: as above; the reference ends here.
-                let (cost, stepped) = unsafe {
-                    let costs = &(*state).cost;
-                    let cost = match access {
-                        Access::Load | Access::PlainRead(_) | Access::PlainWrite(_) => costs.load,
-                        Access::Store(_) => costs.store,
-                        _ => costs.read_modify_write,
-                    };
-                    (cost, (*state).driver == Driver::Stepped)
-                };
-                let pending = Operation::Access { location: address, access, order };
-                operation::begin(state, pending, cost, Location::caller());
-                if stepped {
-                    let before = match access {
-                        // SAFETY: an atomic store is to a live, aligned 8-byte atomic, says `Memory`.
-                        Access::Store(_) => unsafe {
-                            (*location.cast::<AtomicU64>()).load(Ordering::Relaxed)
-                        },
-                        _ => 0,
-                    };
-                    let found = perform();
-                    let found_or_before = if matches!(access, Access::Store(_)) { before } else { found };
-                    // SAFETY: as above; the reference ends here.
-                    unsafe { (*state).learn(address, access, found_or_before) };
-                    found
-                } else {
-                    let found = perform();
-                    if changed(access, found) {
-                        // SAFETY: as above; the reference ends here.
-                        unsafe { (*state).wake_watchers(address) };
-                    }
-                    found
-                }
+            (machine.phase, machine.driver, cost)
+        });
+        if phase == Phase::Running {
+            let pending = Operation::Access { location: address, access, order };
+            begin(state, pending, cost, Location::caller());
+            if driver == Driver::Stepped && matches!(access, Access::Store(_)) {
+                // SAFETY: an atomic store is to a live, aligned 8-byte atomic, says `Memory`.
+                let over = unsafe { (*location.cast::<AtomicU64>()).load(Ordering::Relaxed) };
+                state.with(|machine| machine.memory.stored_over = over);
             }
         }
+        None
+    }
+
+    #[inline]
+    fn after(location: *const (), access: Access, found: u64) {
+        let Some(state) = current() else { return };
+        let address = location.addr();
+        state.with(|machine| match (machine.phase, machine.driver) {
+            (Phase::Running, Driver::Stepped) => {
+                let store = matches!(access, Access::Store(_));
+                let found = if store { machine.memory.stored_over } else { found };
+                machine.learn(address, access, found);
+            }
+            (Phase::Running, Driver::Timed) if changed(access, found) => machine.wake_watchers(address),
+            _ => {}
+        });
     }
 
     fn wait<M: Machine<Memory = Self>>(conditions: &impl Conditions, deadline: Deadline) -> Woken {
-        let state = current();
-        // SAFETY: as in `access`.
-        if state.is_null() || unsafe { (*state).phase } != Phase::Running {
+        match current() {
+            Some(state) if state.with(|machine| machine.phase) == Phase::Running => {
+                waiting::wait(state, conditions, deadline, Location::caller())
+            }
             // Nobody else runs: what does not hold now never will.
-            return spin::<M>(conditions, deadline);
+            _ => spin::<M>(conditions, deadline),
         }
-        operation::wait(state, conditions, deadline, Location::caller())
     }
 }

@@ -8,6 +8,7 @@ use smpcall_machine::{Conditions, Cpu, Deadline, Instant};
 
 use crate::apic::ApicModel;
 use crate::cost::jittered;
+use crate::interrupt::Interrupt;
 use crate::operation::Operation;
 
 /// A source location in the code of the program.
@@ -178,13 +179,6 @@ pub(crate) enum Order {
     Expire,
 }
 
-/// An interrupt that a CPU takes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Interrupt {
-    Vector,
-    Nmi,
-}
-
 /// A fault keeps the CPU from making a step.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Wedge {
@@ -304,6 +298,19 @@ impl Processor {
         self.vector_deliverable = self.apic.deliverable().is_some();
         self.nmi_deliverable = self.apic.nmi_deliverable();
         self.apic_changed = true;
+    }
+
+    /// Timed: the pending operation is performed now and takes its time.
+    #[inline]
+    pub(crate) fn perform(&mut self, cost: u64, jitter: u32) {
+        self.shadow = false;
+        self.time += self.jittered(cost, jitter);
+    }
+
+    /// Stepped: the pending operation is performed.
+    pub(crate) fn operation_done(&mut self) {
+        self.pending = None;
+        self.shadow = false;
     }
 
     /// Whether it is suspended in its idle loop, outside of any handler.

@@ -1,11 +1,13 @@
 //! The state of a simulated machine, and how code that runs on it finds it.
 //!
 //! Everything runs on one thread: the driver, or one CPU's coroutine, never two at once. They share the state
-//! through a raw pointer and hold references into it only between two points at which another one could run:
-//! a switch of coroutines, a call of a handler, a program, or the conditions of a wait.
+//! through a [`Shared`] and borrow it only between two points at which another one could run: a switch of
+//! coroutines, a call of a handler, a program, or the conditions of a wait. That is checked at run time.
 
 use std::any::Any;
-use std::cell::Cell;
+use std::cell::{Cell, RefCell};
+use std::ptr::NonNull;
+use std::rc::Rc;
 
 use rustc_hash::FxHashMap;
 use smpcall_local_apic::{ApicId, Routing};
@@ -14,10 +16,10 @@ use smpcall_machine::{Cpu, Event, EventKind, Instant};
 use crate::config::Config;
 use crate::cost::CostModel;
 use crate::interconnect::Interconnect;
+use crate::interrupt::InterruptFrame;
 use crate::kernel::KernelState;
 use crate::machine::SimCpuSet;
 use crate::memory::SharedMemory;
-use crate::operation::InterruptFrame;
 use crate::processor::{Activity, Counters, CpuReport, Processor};
 use crate::queue::EventQueue;
 use crate::trace::Trace;
@@ -72,7 +74,7 @@ pub(crate) struct State {
     pub(crate) handlers: Box<[Option<Handler>; 256]>,
     pub(crate) nmi_handler: Option<Handler>,
     /// The mailboxes and hooks, if the machine's programs call each other.
-    pub(crate) kernel: Option<Box<KernelState>>,
+    pub(crate) kernel: Option<Rc<KernelState>>,
     pub(crate) recording: bool,
     pub(crate) events: Vec<Event>,
     pub(crate) frame_names: Vec<&'static str>,
@@ -80,7 +82,7 @@ pub(crate) struct State {
     pub(crate) routing: Routing,
     pub(crate) apic_ids: Vec<ApicId>,
     /// All CPUs, if shorthands may be used.
-    pub(crate) shorthand_reach: Option<Box<SimCpuSet>>,
+    pub(crate) shorthand_reach: Option<Rc<SimCpuSet>>,
     /// Evaluation read a register of the APIC.
     pub(crate) register_read: bool,
     /// Programs that have not ended.
@@ -119,7 +121,7 @@ impl State {
             apic_ids: (0..config.cpus).map(|cpu| config.apic_id(cpu)).collect(),
             shorthand_reach: config
                 .shorthands
-                .then(|| Box::new((0..config.cpus as u32).map(Cpu::new).collect())),
+                .then(|| Rc::new((0..config.cpus as u32).map(Cpu::new).collect())),
             register_read: false,
             programs: 0,
             stop: None,
@@ -252,13 +254,64 @@ impl State {
     }
 }
 
-thread_local! {
-    static CURRENT: Cell<*mut State> = const { Cell::new(core::ptr::null_mut()) };
+/// A machine's state, shared by its driver and the coroutines of its CPUs, all on one thread.
+///
+/// A pointer that is copied freely. The state lives as long as its [`Owner`].
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub(crate) struct Shared(NonNull<RefCell<State>>);
+
+impl Shared {
+    /// Uses the state for as long as `use_it` runs, in which no other code that uses it may get to run: no switch of
+    /// coroutines, no handler, no conditions.
+    ///
+    /// # Panics
+    /// If that happens.
+    #[inline(always)]
+    pub(crate) fn with<R>(self, use_it: impl FnOnce(&mut State) -> R) -> R {
+        // SAFETY: made from a box by `Owner`, whose maker promised to let it go last. Not shared with other threads,
+        // because a pointer is not `Send`.
+        let state = unsafe { self.0.as_ref() };
+        use_it(&mut state.borrow_mut())
+    }
 }
 
-/// The machine that this thread currently simulates; null if it does not.
+/// What frees the state.
+pub(crate) struct Owner(Shared);
+
+impl Owner {
+    /// A state to be shared.
+    ///
+    /// # Safety
+    /// Nothing that got a [`Shared`] from this uses it after this is dropped: coroutines, above all.
+    pub(crate) unsafe fn new(state: State) -> Self {
+        Self(Shared(NonNull::from(Box::leak(Box::new(RefCell::new(state))))))
+    }
+
+    /// What is given to its users.
+    pub(crate) fn shared(&self) -> Shared {
+        self.0
+    }
+
+    /// As [`Shared::with`].
+    pub(crate) fn with<R>(&self, use_it: impl FnOnce(&mut State) -> R) -> R {
+        self.0.with(use_it)
+    }
+}
+
+impl Drop for Owner {
+    fn drop(&mut self) {
+        // SAFETY: made from a box by `new`, whose caller promised that nobody uses it any more.
+        drop(unsafe { Box::from_raw(self.0.0.as_ptr()) });
+    }
+}
+
+thread_local! {
+    static CURRENT: Cell<Option<Shared>> = const { Cell::new(None) };
+}
+
+/// The machine that this thread currently simulates.
 #[inline(always)]
-pub(crate) fn current() -> *mut State {
+pub(crate) fn current() -> Option<Shared> {
     CURRENT.get()
 }
 
@@ -267,20 +320,18 @@ pub(crate) fn current() -> *mut State {
 /// # Panics
 /// If there is none: the code runs outside of a simulated CPU.
 #[inline]
-pub(crate) fn expect_current() -> *mut State {
-    let state = current();
-    assert!(!state.is_null(), "this code runs on no simulated CPU");
-    state
+pub(crate) fn expect_current() -> Shared {
+    current().expect("this code runs on a simulated CPU")
 }
 
 /// Makes a machine the current one until this is dropped; then the one before is again.
 pub(crate) struct Entered {
-    before: *mut State,
+    before: Option<Shared>,
 }
 
 impl Entered {
-    pub(crate) fn new(state: *mut State) -> Self {
-        Self { before: CURRENT.replace(state) }
+    pub(crate) fn new(state: Shared) -> Self {
+        Self { before: CURRENT.replace(Some(state)) }
     }
 }
 

@@ -1,21 +1,20 @@
 //! The simulated multiprocessor operation by operation: every CPU stops before each one, and a controller (an
 //! explorer, a test) says what happens next.
 
-use core::hash::Hasher;
-
 use smpcall::Mailboxes;
 use smpcall_machine::{Cpu, Instant};
 
 use crate::apic::{Effect, Message};
 use crate::config::{Config, ConfigError};
 use crate::coroutine::CpuCoroutine;
-use crate::hash::{StateHasher, absorb, pair};
+use crate::hash::{StateHasher, absorb};
 use crate::kernel::{self, Hooks};
 use crate::machine::SimMachine;
-use crate::operation::{Operation, evaluate};
+use crate::operation::Operation;
 use crate::processor::{Counters, CpuReport, Order, Processor, Source};
-use crate::state::{Driver, Entered, Handler, Phase, State, Stop};
+use crate::state::{Driver, Entered, Handler, Owner, Phase, Stop};
 use crate::trace::Trace;
+use crate::waiting::evaluate;
 use crate::world::{build, propagate};
 
 /// A program that can be run again and again.
@@ -38,15 +37,14 @@ pub struct Pending {
 ///
 /// After an operation a CPU runs on to the next one, so everything in between belongs to the step.
 pub struct Stepper<'p> {
-    /// Owned; a raw pointer because the coroutines share it.
-    state: *mut State,
     /// Each CPU as it was after boot.
     booted: Vec<crate::apic::ApicModel>,
     coroutines: Vec<CpuCoroutine>,
     /// Not moved while a coroutine that runs one exists.
     programs: Vec<Program<'p>>,
     apic_hashes: Vec<u128>,
-    targets: Vec<usize>,
+    /// Dropped after the coroutines, which use it.
+    state: Owner,
 }
 
 impl<'p> Stepper<'p> {
@@ -59,18 +57,11 @@ impl<'p> Stepper<'p> {
     /// # Panics
     /// If there are more programs than CPUs.
     pub fn new(config: &Config, programs: Vec<Program<'p>>) -> Result<Self, ConfigError> {
-        let state = build(config, Driver::Stepped)?;
         assert!(programs.len() <= config.cpus, "more programs than CPUs");
-        let booted = state.cpus.iter().map(|cpu| cpu.apic.clone()).collect();
-        let state = Box::into_raw(state);
-        Ok(Self {
-            state,
-            booted,
-            coroutines: Vec::new(),
-            programs,
-            apic_hashes: Vec::new(),
-            targets: Vec::new(),
-        })
+        // SAFETY: only this machine's coroutines use the state, and they are dropped before it.
+        let state = unsafe { build(config, Driver::Stepped) }?;
+        let booted = state.with(|machine| machine.cpus.iter().map(|cpu| cpu.apic.clone()).collect());
+        Ok(Self { booted, coroutines: Vec::new(), programs, apic_hashes: Vec::new(), state })
     }
 
     /// As [`new`](Self::new), with a kernel: the CPUs are online, they have mailboxes and handlers that serve them.
@@ -86,39 +77,29 @@ impl<'p> Stepper<'p> {
         programs: Vec<Program<'p>>,
         hooks: Hooks,
     ) -> Result<Self, ConfigError> {
-        let mut stepper = Self::new(config, programs)?;
-        kernel::install(stepper.state_mut(), Cpu::new(0), hooks);
+        let stepper = Self::new(config, programs)?;
+        kernel::install(stepper.state.shared(), Cpu::new(0), hooks);
         Ok(stepper)
     }
 
     /// The mailboxes, if the machine has a kernel. Not to be used after the machine is dropped: they are empty then.
     pub fn mailboxes(&self) -> Option<&Mailboxes<SimMachine>> {
-        self.state().kernel.as_ref().map(|kernel| kernel.mailboxes())
+        self.state.with(|machine| machine.kernel.as_ref().map(|kernel| kernel.mailboxes()))
     }
 
-    fn state(&self) -> &State {
-        // SAFETY: `new` made it from a box, which is freed by `drop`. CPUs run only in functions that borrow `self`
-        // exclusively, and those hold no such reference meanwhile.
-        unsafe { &*self.state }
-    }
-
-    fn state_mut(&mut self) -> &mut State {
-        // SAFETY: as in `state`.
-        unsafe { &mut *self.state }
-    }
-
-    fn processor(&self, cpu: Cpu) -> &Processor {
-        &self.state().cpus[cpu.index()]
+    /// Uses the state of one CPU.
+    fn with_cpu<R>(&self, cpu: Cpu, use_it: impl FnOnce(&mut Processor) -> R) -> R {
+        self.state.with(|machine| use_it(&mut machine.cpus[cpu.index()]))
     }
 
     /// Sets the handler of a vector. It runs on the CPU that takes the interrupt, and ends it.
     pub fn set_handler(&mut self, vector: u8, handler: Handler) {
-        self.state_mut().handlers[vector as usize] = Some(handler);
+        self.state.with(|machine| machine.handlers[vector as usize] = Some(handler));
     }
 
     /// Sets the handler of NMIs.
     pub fn set_nmi_handler(&mut self, handler: Handler) {
-        self.state_mut().nmi_handler = Some(handler);
+        self.state.with(|machine| machine.nmi_handler = Some(handler));
     }
 
     /// Runs each CPU up to its first operation.
@@ -129,8 +110,8 @@ impl<'p> Stepper<'p> {
         assert!(self.coroutines.is_empty(), "started before: use `restart`");
         for cpu in 0..self.booted.len() {
             let program = self.program(cpu);
-            // SAFETY: the state and the programs live until `drop`, which drops the coroutines first.
-            self.coroutines.push(unsafe { CpuCoroutine::new(self.state, cpu, program) });
+            // SAFETY: the state and the programs are dropped after the coroutines.
+            self.coroutines.push(unsafe { CpuCoroutine::new(self.state.shared(), cpu, program) });
         }
         self.run_to_first_operations();
     }
@@ -142,22 +123,23 @@ impl<'p> Stepper<'p> {
     /// What was in progress is forgotten, without running destructors: nothing that is used later may refer to what
     /// lives on the CPUs' stacks, and nothing there may rely on being dropped. (Heap memory owned there leaks.)
     pub unsafe fn restart(&mut self) {
-        let seed = self.state().seed;
+        let state = self.state.shared();
         for cpu in 0..self.coroutines.len() {
-            // SAFETY: exclusive borrow of `self`, no CPU runs.
-            unsafe { (&mut (*self.state).cpus)[cpu].reset(cpu, seed, &self.booted[cpu]) };
+            state.with(|machine| machine.cpus[cpu].reset(cpu, machine.seed, &self.booted[cpu]));
             let program = self.program(cpu);
             // SAFETY: the caller promises what this needs; for the rest see `start`.
-            unsafe { self.coroutines[cpu].restart(self.state, cpu, program) };
+            unsafe { self.coroutines[cpu].restart(state, cpu, program) };
         }
-        let state = self.state_mut();
-        state.reset_interconnect();
-        state.memory.clear();
-        state.events.clear();
-        state.stop = None;
-        if let Some(kernel) = &state.kernel {
+        let kernel = state.with(|machine| {
+            machine.reset_interconnect();
+            machine.memory.clear();
+            machine.events.clear();
+            machine.stop = None;
+            machine.kernel.clone()
+        });
+        if let Some(kernel) = kernel {
             kernel.reset();
-            kernel::start_cpus(self.state);
+            kernel::start_cpus(state);
         }
         self.run_to_first_operations();
     }
@@ -178,7 +160,7 @@ impl<'p> Stepper<'p> {
     }
 
     fn run_to_first_operations(&mut self) {
-        self.state_mut().programs = self.programs.len();
+        self.state.with(|machine| machine.programs = self.programs.len());
         for cpu in 0..self.coroutines.len() {
             self.resume(cpu, None);
         }
@@ -186,16 +168,20 @@ impl<'p> Stepper<'p> {
 
     /// Lets a CPU do as ordered, and on to its next operation.
     fn resume(&mut self, cpu: usize, order: Option<Order>) {
-        let state = self.state_mut();
-        state.cpus[cpu].order = order;
-        state.running = cpu;
-        state.phase = Phase::Running;
-        let entered = Entered::new(self.state);
+        let state = self.state.shared();
+        state.with(|machine| {
+            machine.cpus[cpu].order = order;
+            machine.running = cpu;
+            machine.phase = Phase::Running;
+        });
+        let entered = Entered::new(state);
         self.coroutines[cpu].resume();
         drop(entered);
-        let state = self.state_mut();
-        state.phase = Phase::Direct;
-        if let Some(Stop::Panicked { cpu, payload }) = state.stop.take() {
+        let stop = state.with(|machine| {
+            machine.phase = Phase::Direct;
+            machine.stop.take()
+        });
+        if let Some(Stop::Panicked { cpu, payload }) = stop {
             propagate(cpu, payload);
         }
     }
@@ -210,20 +196,22 @@ impl<'p> Stepper<'p> {
     /// # Panics
     /// If there is no such CPU or the machine was not started.
     pub fn pending(&self, cpu: Cpu) -> Pending {
-        let (operation, source) = self.processor(cpu).pending.expect("the machine was started");
+        let pending = self.with_cpu(cpu, |processor| processor.pending);
+        let (operation, source) = pending.expect("the machine was started");
         Pending { operation, source }
     }
 
     /// Whether the pending operation can be executed. A wait only if one of its conditions holds; what is halted or
     /// ended never.
     pub fn is_enabled(&mut self, cpu: Cpu) -> bool {
-        let processor = self.processor(cpu);
-        match processor.pending {
+        let (pending, conditions) = self.with_cpu(cpu, |processor| (processor.pending, processor.conditions));
+        match pending {
             Some((Operation::Wait { .. }, _)) => {
-                let Some(conditions) = processor.conditions else { return false };
-                let _entered = Entered::new(self.state);
+                let Some(conditions) = conditions else { return false };
+                let state = self.state.shared();
+                let _entered = Entered::new(state);
                 // SAFETY: the CPU is suspended in the wait that borrows the conditions.
-                unsafe { evaluate(self.state, cpu.index(), conditions) }.is_some()
+                unsafe { evaluate(state, cpu.index(), conditions) }.is_some()
             }
             Some((Operation::Halted | Operation::Ended, _)) | None => false,
             Some(_) => true,
@@ -232,25 +220,26 @@ impl<'p> Stepper<'p> {
 
     /// The addresses of the words that a waiting CPU's conditions read when they were evaluated last, by
     /// [`is_enabled`](Self::is_enabled) or by the wait itself.
-    pub fn watched(&self, cpu: Cpu) -> &[usize] {
-        &self.processor(cpu).watched
+    pub fn watched(&self, cpu: Cpu) -> Vec<usize> {
+        self.with_cpu(cpu, |processor| processor.watched.clone())
     }
 
     /// The vector that the CPU would take now: its APIC offers it and its interrupts are enabled.
     pub fn deliverable(&self, cpu: Cpu) -> Option<u8> {
-        let processor = self.processor(cpu);
-        let open = processor.interrupts_enabled && !processor.shadow && processor.vector_deliverable;
-        if open { processor.apic.deliverable() } else { None }
+        self.with_cpu(cpu, |processor| {
+            let open = processor.interrupts_enabled && !processor.shadow && processor.vector_deliverable;
+            if open { processor.apic.deliverable() } else { None }
+        })
     }
 
     /// Whether the CPU would take an NMI now.
     pub fn nmi_deliverable(&self, cpu: Cpu) -> bool {
-        self.processor(cpu).nmi_deliverable
+        self.with_cpu(cpu, |processor| processor.nmi_deliverable)
     }
 
     /// Until when the CPU waits at the latest, if it waits with a deadline.
     pub fn deadline(&self, cpu: Cpu) -> Option<Instant> {
-        match self.processor(cpu).pending {
+        match self.with_cpu(cpu, |processor| processor.pending) {
             Some((Operation::Wait { deadline }, _)) => deadline.instant(),
             _ => None,
         }
@@ -258,12 +247,12 @@ impl<'p> Stepper<'p> {
 
     /// Whether the CPU's program has ended (or it has none).
     pub fn has_ended(&self, cpu: Cpu) -> bool {
-        self.processor(cpu).ended
+        self.with_cpu(cpu, |processor| processor.ended)
     }
 
     /// How deep the CPU is in handlers.
     pub fn handler_depth(&self, cpu: Cpu) -> u32 {
-        self.processor(cpu).handler_depth
+        self.with_cpu(cpu, |processor| processor.handler_depth)
     }
 
     /// The CPU executes its pending operation, which is [enabled](Self::is_enabled).
@@ -272,14 +261,14 @@ impl<'p> Stepper<'p> {
     /// If a program panics; in debug builds also if the operation is not enabled.
     pub fn step(&mut self, cpu: Cpu) {
         debug_assert!(self.is_enabled(cpu), "the pending operation of {cpu} is not enabled");
-        self.state_mut().cpus[cpu.index()].found = 0;
+        self.with_cpu(cpu, |processor| processor.found = 0);
         self.resume(cpu.index(), Some(Order::Step));
     }
 
     /// What the CPU's last [`step`](Self::step) found in the word that it accessed, also if it was a store; 0 if it
     /// was no atomic access.
     pub fn found(&self, cpu: Cpu) -> u64 {
-        self.processor(cpu).found
+        self.with_cpu(cpu, |processor| processor.found)
     }
 
     /// As [`step`](Self::step), for an operation that sends: the message is lost for each of `losing`.
@@ -287,11 +276,10 @@ impl<'p> Stepper<'p> {
     /// # Panics
     /// As for [`step`](Self::step).
     pub fn step_losing(&mut self, cpu: Cpu, losing: &[Cpu]) {
-        let list = &mut self.state_mut().interconnect.losing;
-        list.clear();
-        list.extend(losing.iter().map(|cpu| cpu.index()));
+        let losing = losing.iter().map(|cpu| cpu.index()).collect();
+        self.state.with(|machine| machine.interconnect.losing = losing);
         self.step(cpu);
-        self.state_mut().interconnect.losing.clear();
+        self.state.with(|machine| machine.interconnect.losing.clear());
     }
 
     /// A device, or the CPU's own timer, interrupts: its APIC accepts the vector. Taking it is another step.
@@ -299,9 +287,10 @@ impl<'p> Stepper<'p> {
     /// # Panics
     /// If there is no such CPU.
     pub fn inject(&mut self, cpu: Cpu, vector: u8) {
-        let processor = &mut self.state_mut().cpus[cpu.index()];
-        processor.apic.accept(Message::fixed(vector));
-        processor.refresh();
+        self.with_cpu(cpu, |processor| {
+            processor.apic.accept(Message::fixed(vector));
+            processor.refresh();
+        });
     }
 
     /// The CPU takes its highest deliverable interrupt before its pending operation: its handler starts, up to its
@@ -334,21 +323,21 @@ impl<'p> Stepper<'p> {
 
     /// Whom the pending operation would send a message to, ascending; nobody if it sends none.
     pub fn targets(&mut self, cpu: Cpu) -> Vec<Cpu> {
-        let processor = self.processor(cpu);
-        let now = Instant::from_nanos(processor.time);
-        let result = match processor.pending {
-            Some((Operation::WriteIcr(value), _)) => processor.apic.clone().write_icr(value, now),
-            Some((Operation::WriteRegister(register, value), _)) => {
-                processor.apic.clone().write(register, value, now)
-            }
-            _ => return Vec::new(),
-        };
-        let Ok(Effect::Dispatch(command)) = result else { return Vec::new() };
-        let mut targets = core::mem::take(&mut self.targets);
-        self.state().targets(cpu.index(), &command, &mut targets);
-        let found = targets.iter().map(|&target| Cpu::new(target as u32)).collect();
-        self.targets = targets;
-        found
+        self.state.with(|machine| {
+            let processor = &machine.cpus[cpu.index()];
+            let now = Instant::from_nanos(processor.time);
+            let result = match processor.pending {
+                Some((Operation::WriteIcr(value), _)) => processor.apic.clone().write_icr(value, now),
+                Some((Operation::WriteRegister(register, value), _)) => {
+                    processor.apic.clone().write(register, value, now)
+                }
+                _ => return Vec::new(),
+            };
+            let Ok(Effect::Dispatch(command)) = result else { return Vec::new() };
+            let mut targets = Vec::new();
+            machine.targets(cpu.index(), &command, &mut targets);
+            targets.into_iter().map(|target| Cpu::new(target as u32)).collect()
+        })
     }
 
     /// A hash of the whole state: shared memory (its difference to that at the start), what each CPU has learned,
@@ -358,28 +347,20 @@ impl<'p> Stepper<'p> {
     /// What a CPU knows is what its operations returned. A program that gets knowledge in another way, such as a Rust
     /// variable that another CPU wrote, must [say so](crate::program::learn).
     pub fn state_hash(&mut self) -> u128 {
-        // SAFETY: exclusive borrow of `self`; no CPU runs.
-        let state = unsafe { &mut *self.state };
-        self.apic_hashes.resize(state.cpus.len(), 0);
-        let mut hash = state.memory.hash;
-        for (cpu, processor) in state.cpus.iter_mut().enumerate() {
-            if core::mem::take(&mut processor.apic_changed) {
-                let mut hasher = StateHasher::default();
-                processor.apic.hash_state(&mut hasher, Instant::from_nanos(processor.time));
-                hasher.write_u8(0);
-                self.apic_hashes[cpu] = hasher.0;
+        let hashes = &mut self.apic_hashes;
+        self.state.with(|machine| {
+            hashes.resize(machine.cpus.len(), 0);
+            let mut hash = machine.memory.hash;
+            for (cpu, processor) in machine.cpus.iter_mut().enumerate() {
+                if core::mem::take(&mut processor.apic_changed) {
+                    let mut hasher = StateHasher::default();
+                    processor.apic.hash_state(&mut hasher, Instant::from_nanos(processor.time));
+                    hashes[cpu] = hasher.0;
+                }
+                hash ^= processor.hash(cpu, hashes[cpu]);
             }
-            let flags = u64::from(processor.interrupts_enabled)
-                | u64::from(processor.shadow) << 1
-                | u64::from(processor.nmi_depth) << 2
-                | u64::from(processor.handler_depth) << 32;
-            let mut one = absorb(processor.history, flags);
-            one = absorb(one, processor.time);
-            one = absorb(absorb(one, self.apic_hashes[cpu] as u64), (self.apic_hashes[cpu] >> 64) as u64);
-            hash ^= pair(cpu as u64 | 1 << 63, one as u64)
-                ^ (pair(cpu as u64 | 1 << 62, (one >> 64) as u64) << 1);
-        }
-        hash
+            hash
+        })
     }
 
     /// What can be seen of a CPU.
@@ -387,28 +368,36 @@ impl<'p> Stepper<'p> {
     /// # Panics
     /// If there is no such CPU.
     pub fn inspect(&self, cpu: Cpu) -> CpuReport {
-        self.state().report(cpu.index())
+        self.state.with(|machine| machine.report(cpu.index()))
     }
 
     /// What all CPUs counted, added up.
     pub fn counters(&self) -> Counters {
-        self.state().counters()
+        self.state.with(|machine| machine.counters())
     }
 
     /// What was recorded since the start; empty if the configuration does not ask for it.
     pub fn trace(&self) -> Trace {
-        self.state().trace()
+        self.state.with(|machine| machine.trace())
+    }
+}
+
+impl Processor {
+    /// A hash of all but the counters, given that of the APIC.
+    fn hash(&self, cpu: usize, apic: u128) -> u128 {
+        let flags = u64::from(self.interrupts_enabled)
+            | u64::from(self.shadow) << 1
+            | u64::from(self.nmi_depth) << 2
+            | u64::from(self.handler_depth) << 32;
+        let parts = [flags, self.time, apic as u64, (apic >> 64) as u64, cpu as u64];
+        parts.into_iter().fold(self.history, absorb)
     }
 }
 
 impl Drop for Stepper<'_> {
     fn drop(&mut self) {
         for (cpu, coroutine) in self.coroutines.iter_mut().enumerate() {
-            // SAFETY: exclusive borrow of `self`; no CPU runs, and the reference ends here.
-            let idle = unsafe { (&(*self.state).cpus)[cpu].is_idle() };
-            coroutine.switch_off(idle);
+            coroutine.switch_off(self.state.with(|machine| machine.cpus[cpu].is_idle()));
         }
-        // SAFETY: made by `Box::into_raw` in `new`; no coroutine is left that could use it.
-        drop(unsafe { Box::from_raw(self.state) });
     }
 }

@@ -11,11 +11,11 @@ use crate::config::{Config, ConfigError};
 use crate::coroutine::CpuCoroutine;
 use crate::faults::Fault;
 use crate::interconnect::Interconnect;
+use crate::interrupt::InterruptFrame;
 use crate::kernel::{self, Hooks};
 use crate::machine::{self, SimMachine, TIMER_VECTOR};
-use crate::operation::InterruptFrame;
 use crate::processor::{Counters, CpuReport, Processor};
-use crate::state::{Driver, Entered, Handler, Phase, State, Stop};
+use crate::state::{Driver, Entered, Handler, Owner, Phase, State, Stop};
 use crate::trace::Trace;
 
 /// Why a run ended.
@@ -32,8 +32,11 @@ pub enum RunEnd {
     Stuck,
 }
 
-/// Builds the state of a machine, with all CPUs booted, before any program.
-pub(crate) fn build(config: &Config, driver: Driver) -> Result<Box<State>, ConfigError> {
+/// Builds a machine, with all CPUs booted, before any program.
+///
+/// # Safety
+/// As for [`Owner::new`].
+pub(crate) unsafe fn build(config: &Config, driver: Driver) -> Result<Owner, ConfigError> {
     config.check()?;
     let mode = config.routing.mode();
     let ids = || (0..config.cpus).map(|cpu| config.apic_id(cpu));
@@ -45,13 +48,12 @@ pub(crate) fn build(config: &Config, driver: Driver) -> Result<Box<State>, Confi
         }
         Processor::new(cpu, config.seed, apic)
     });
-    let mut state = Box::new(State::new(config, driver, Interconnect::new(config), cpus.collect()));
-    let pointer = &raw mut *state;
-    let entered = Entered::new(pointer);
+    let state = State::new(config, driver, Interconnect::new(config), cpus.collect());
+    // SAFETY: promised by the caller.
+    let state = unsafe { Owner::new(state) };
+    let _entered = Entered::new(state.shared());
     for (cpu, id) in ids().enumerate() {
-        // SAFETY: this thread owns the box and uses it through this pointer only until the end of the block; no CPU
-        // runs, so the reference is the only one.
-        unsafe { (*pointer).running = cpu };
+        state.with(|machine| machine.running = cpu);
         machine::boot(config.routing, Cpu::new(cpu as u32), id).map_err(|error| match error {
             smpcall_local_apic::EnableError::Routing(error) => ConfigError::Routing(error),
             smpcall_local_apic::EnableError::OtherIdentifier { .. } => {
@@ -59,9 +61,8 @@ pub(crate) fn build(config: &Config, driver: Driver) -> Result<Box<State>, Confi
             }
         })?;
     }
-    drop(entered);
     // Without a kernel that has other plans for it, a tick is only acknowledged.
-    state.handlers[TIMER_VECTOR as usize] = Some(acknowledge);
+    state.with(|machine| machine.handlers[TIMER_VECTOR as usize] = Some(acknowledge));
     Ok(state)
 }
 
@@ -74,9 +75,9 @@ fn acknowledge(mut frame: InterruptFrame) {
 /// Several can exist on one thread, one running at a time, and on several threads. Dropping one switches it off: what
 /// is in progress on its CPUs is never finished, and no destructor of it runs.
 pub struct World<'p> {
-    /// Owned; a raw pointer because the coroutines share it.
-    state: *mut State,
     cpus: Vec<Option<CpuCoroutine>>,
+    /// Dropped after the coroutines, which use it.
+    state: Owner,
     programs: PhantomData<&'p mut &'p ()>,
 }
 
@@ -86,13 +87,16 @@ impl<'p> World<'p> {
     /// # Errors
     /// If there cannot be such a machine.
     pub fn new(config: &Config) -> Result<Self, ConfigError> {
-        let mut state = build(config, Driver::Timed)?;
-        state.schedule_events();
-        for cpu in 0..config.cpus {
-            state.queue.set(cpu as u32, 0);
-        }
+        // SAFETY: only this machine's coroutines use the state, and they are dropped before it.
+        let state = unsafe { build(config, Driver::Timed) }?;
+        state.with(|machine| {
+            machine.schedule_events();
+            for cpu in 0..config.cpus {
+                machine.queue.set(cpu as u32, 0);
+            }
+        });
         let cpus = (0..config.cpus).map(|_| None).collect();
-        Ok(Self { state: Box::into_raw(state), cpus, programs: PhantomData })
+        Ok(Self { cpus, state, programs: PhantomData })
     }
 
     /// A machine whose CPUs are booted, idle and online: they have mailboxes, and handlers that serve them.
@@ -100,10 +104,10 @@ impl<'p> World<'p> {
     /// # Errors
     /// If there cannot be such a machine.
     pub fn with_kernel(config: &Config, hooks: Hooks) -> Result<Self, ConfigError> {
-        let mut world = Self::new(config)?;
+        let world = Self::new(config)?;
         let ticks = |cpu: &Cpu| !config.faults.contains(&Fault::NoTick { cpu: *cpu });
         let backstop = (0..config.cpus as u32).map(Cpu::new).find(ticks).unwrap_or(Cpu::new(0));
-        kernel::install(world.state_mut(), backstop, hooks);
+        kernel::install(world.state.shared(), backstop, hooks);
         Ok(world)
     }
 
@@ -120,30 +124,19 @@ impl<'p> World<'p> {
 
     /// The mailboxes, if the machine has a kernel. Not to be used after the machine is dropped: they are empty then.
     pub fn mailboxes(&self) -> Option<&Mailboxes<SimMachine>> {
-        self.state().kernel.as_ref().map(|kernel| kernel.mailboxes())
-    }
-
-    fn state(&self) -> &State {
-        // SAFETY: `new` made it from a box, which is freed by `drop`; `run`, which holds the only exclusive borrow of
-        // `self`, does not call this, so no CPU runs while the reference is alive.
-        unsafe { &*self.state }
-    }
-
-    fn state_mut(&mut self) -> &mut State {
-        // SAFETY: as in `state`.
-        unsafe { &mut *self.state }
+        self.state.with(|machine| machine.kernel.as_ref().map(|kernel| kernel.mailboxes()))
     }
 
     /// Sets the handler of a vector. The timer's acknowledges and does nothing else until it is set.
     ///
     /// A vector that comes in without a handler makes [`run`](Self::run) panic.
     pub fn set_handler(&mut self, vector: u8, handler: Handler) {
-        self.state_mut().handlers[vector as usize] = Some(handler);
+        self.state.with(|machine| machine.handlers[vector as usize] = Some(handler));
     }
 
     /// Sets the handler of NMIs.
     pub fn set_nmi_handler(&mut self, handler: Handler) {
-        self.state_mut().nmi_handler = Some(handler);
+        self.state.with(|machine| machine.nmi_handler = Some(handler));
     }
 
     /// Gives a CPU its program. It starts with interrupts enabled.
@@ -153,10 +146,9 @@ impl<'p> World<'p> {
     pub fn spawn(&mut self, cpu: Cpu, program: impl FnOnce() + 'p) {
         let slot = &mut self.cpus[cpu.index()];
         assert!(slot.is_none(), "{cpu} has a program, or the machine has run");
-        // SAFETY: the state lives until `drop`, which drops the coroutines first; what the program borrows outlives
-        // `'p`, and with it `self`.
-        *slot = Some(unsafe { CpuCoroutine::new(self.state, cpu.index(), Some(program)) });
-        self.state_mut().programs += 1;
+        // SAFETY: the state is dropped after the coroutines; what the program borrows outlives `'p`, and with it `self`.
+        *slot = Some(unsafe { CpuCoroutine::new(self.state.shared(), cpu.index(), Some(program)) });
+        self.state.with(|machine| machine.programs += 1);
     }
 
     /// Runs until all programs have ended, until `limit` at the latest. May be called again to go on.
@@ -164,7 +156,7 @@ impl<'p> World<'p> {
     /// # Panics
     /// If a program or handler panics; the message names the CPU.
     pub fn run(&mut self, limit: Instant) -> RunEnd {
-        if self.state().programs == 0 {
+        if self.state.with(|machine| machine.programs == 0) {
             return RunEnd::ProgramsEnded;
         }
         self.run_events(limit, true)
@@ -179,47 +171,24 @@ impl<'p> World<'p> {
     }
 
     fn run_events(&mut self, limit: Instant, until_ended: bool) -> RunEnd {
+        let state = self.state.shared();
         for (cpu, slot) in self.cpus.iter_mut().enumerate() {
             // SAFETY: as in `spawn`.
-            slot.get_or_insert_with(|| unsafe { CpuCoroutine::new(self.state, cpu, None::<fn()>) });
+            slot.get_or_insert_with(|| unsafe { CpuCoroutine::new(state, cpu, None::<fn()>) });
         }
-        let state = self.state;
         let _entered = Entered::new(state);
-        // SAFETY: one thread; this reference ends with the block, before any CPU runs. So each below.
-        unsafe {
-            let end = (*state).interconnect.end_slot();
-            (*state).queue.set(end, limit.as_nanos());
-        }
+        state.with(|machine| machine.queue.set(machine.interconnect.end_slot(), limit.as_nanos()));
         loop {
-            // SAFETY: as above.
-            let machine = unsafe { &mut *state };
-            match machine.stop.take() {
-                None => {}
-                Some(Stop::ProgramsEnded) if !until_ended => {}
-                Some(Stop::ProgramsEnded) => return RunEnd::ProgramsEnded,
-                Some(Stop::Asked) => return RunEnd::Stopped,
-                Some(Stop::Panicked { cpu, payload }) => propagate(cpu, payload),
+            match state.with(|machine| machine.next_turn(until_ended)) {
+                Turn::Cpu(cpu) => {
+                    if let Some(coroutine) = &mut self.cpus[cpu] {
+                        coroutine.resume();
+                    }
+                    state.with(|machine| machine.phase = Phase::Direct);
+                }
+                Turn::End(end) => return end,
+                Turn::Panic { cpu, payload } => propagate(cpu, payload),
             }
-            let end = machine.interconnect.end_slot();
-            let Some((time, slot)) = machine.queue.pop() else { return RunEnd::Stuck };
-            if slot == end {
-                // Nothing but the end of the run is left, and that is at the end of time: nothing can happen.
-                let stuck = machine.queue.first().is_none();
-                return if stuck { RunEnd::Stuck } else { RunEnd::TimeLimit };
-            }
-            let cpu = slot as usize;
-            if cpu >= self.cpus.len() {
-                machine.happen(slot, time);
-                continue;
-            }
-            machine.running = cpu;
-            machine.phase = Phase::Running;
-            machine.cpu().time = machine.cpu().time.max(time);
-            if let Some(coroutine) = &mut self.cpus[cpu] {
-                coroutine.resume();
-            }
-            // SAFETY: as above.
-            unsafe { (*state).phase = Phase::Direct };
         }
     }
 
@@ -230,7 +199,8 @@ impl<'p> World<'p> {
 
     /// The latest of the CPUs' clocks.
     pub fn time(&self) -> Instant {
-        Instant::from_nanos(self.state().cpus.iter().map(|cpu| cpu.time).max().unwrap_or(0))
+        let latest = self.state.with(|machine| machine.cpus.iter().map(|cpu| cpu.time).max());
+        Instant::from_nanos(latest.unwrap_or(0))
     }
 
     /// What can be seen of a CPU.
@@ -238,17 +208,17 @@ impl<'p> World<'p> {
     /// # Panics
     /// If there is no such CPU.
     pub fn inspect(&self, cpu: Cpu) -> CpuReport {
-        self.state().report(cpu.index())
+        self.state.with(|machine| machine.report(cpu.index()))
     }
 
     /// What all CPUs counted, added up.
     pub fn counters(&self) -> Counters {
-        self.state().counters()
+        self.state.with(|machine| machine.counters())
     }
 
     /// What was recorded so far; empty if the configuration does not ask for it.
     pub fn trace(&self) -> Trace {
-        self.state().trace()
+        self.state.with(|machine| machine.trace())
     }
 }
 
@@ -261,16 +231,49 @@ pub(crate) fn propagate(cpu: usize, payload: Box<dyn Any + Send>) -> ! {
     }
 }
 
+/// What a run does next.
+enum Turn {
+    Cpu(usize),
+    End(RunEnd),
+    Panic { cpu: usize, payload: Box<dyn Any + Send> },
+}
+
+impl State {
+    /// Lets everything happen that is not a CPU's, up to the next CPU's turn or the end of the run.
+    fn next_turn(&mut self, until_ended: bool) -> Turn {
+        match self.stop.take() {
+            Some(Stop::ProgramsEnded) if until_ended => return Turn::End(RunEnd::ProgramsEnded),
+            Some(Stop::Asked) => return Turn::End(RunEnd::Stopped),
+            Some(Stop::Panicked { cpu, payload }) => return Turn::Panic { cpu, payload },
+            Some(Stop::ProgramsEnded) | None => {}
+        }
+        let end = self.interconnect.end_slot();
+        loop {
+            let Some((time, slot)) = self.queue.pop() else { return Turn::End(RunEnd::Stuck) };
+            if slot == end {
+                // With nothing left in the queue there is nothing that could ever happen.
+                let stuck = self.queue.first().is_none();
+                return Turn::End(if stuck { RunEnd::Stuck } else { RunEnd::TimeLimit });
+            }
+            let cpu = slot as usize;
+            if let Some(processor) = self.cpus.get_mut(cpu) {
+                processor.time = processor.time.max(time);
+                self.running = cpu;
+                self.phase = Phase::Running;
+                return Turn::Cpu(cpu);
+            }
+            self.happen(slot, time);
+        }
+    }
+}
+
 impl Drop for World<'_> {
     fn drop(&mut self) {
         for (cpu, coroutine) in self.cpus.iter_mut().enumerate() {
-            // SAFETY: as in `state`; the reference ends here.
-            let idle = unsafe { (&(*self.state).cpus)[cpu].is_idle() };
+            let idle = self.state.with(|machine| machine.cpus[cpu].is_idle());
             if let Some(coroutine) = coroutine {
                 coroutine.switch_off(idle);
             }
         }
-        // SAFETY: made by `Box::into_raw` in `new`; no coroutine is left that could use it.
-        drop(unsafe { Box::from_raw(self.state) });
     }
 }

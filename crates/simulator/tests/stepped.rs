@@ -397,6 +397,17 @@ fn the_hash_tells_states_apart_and_nothing_else() {
         stepper.state_hash()
     };
     assert_eq!(run(&[0, 1]), run(&[1, 0]), "two independent stores");
+    let last_writer = |order: [usize; 2]| {
+        restore_flags();
+        let store = |value| -> Program<'static> { Box::new(move || FLAG.store(value, Release)) };
+        let mut stepper = stepper(vec![store(1), store(2)]);
+        stepper.start();
+        for cpu in order {
+            stepper.step(CPU[cpu]);
+        }
+        stepper.state_hash()
+    };
+    assert_ne!(last_writer([0, 1]), last_writer([1, 0]), "stores learn nothing, but memory differs");
     assert_ne!(run(&[0]), run(&[1]));
     assert_ne!(run(&[0, 0, 1]), run(&[0, 1, 0]), "the load found something else");
     assert_ne!(run(&[0, 1]), run(&[0, 1, 1]), "plain data was written");

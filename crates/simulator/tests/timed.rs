@@ -355,7 +355,9 @@ fn a_busy_icr_is_waited_for_until_it_is_idle() {
         for _ in 0..10 {
             SimMachine::send(Cpu::new(1), Ipi::Ring).expect("sent");
         }
-        assert!(SimMachine::now().since(start) >= Duration::from_nanos(9 * 300), "nine times it was busy");
+        let took = SimMachine::now().since(start);
+        assert!(took >= Duration::from_nanos(9 * 300), "nine times it was busy: {took:?}");
+        assert!(took < micros(10), "and nobody waited for longer than that: {took:?}");
     };
     let (end, trace) = run(&config, &[(RING_VECTOR, serve)], vec![Box::new(ringer)]);
     assert_eq!(end, RunEnd::ProgramsEnded);
@@ -591,6 +593,29 @@ fn a_machine_can_be_dropped_whatever_its_cpus_are_doing() {
     world.spawn(Cpu::new(0), move || drop(owner));
     drop(world);
     assert!(dropped.get(), "but a program that never began is dropped");
+}
+
+#[test]
+fn the_stack_of_a_cpu_that_was_switched_off_in_mid_program_is_not_used_again() {
+    let _alone = alone();
+    let flag = Word::<SimMemory>::new(0);
+    let place_of_a_local = |ends: bool| {
+        let place = Cell::new(0);
+        let mut world = World::new(&quiet(1)).expect("a machine");
+        world.spawn(Cpu::new(0), || {
+            let local = 0u8;
+            place.set(core::ptr::from_ref(&local).addr());
+            let deadline = if ends { Deadline::at(Instant::default()) } else { Deadline::NEVER };
+            wait::<SimMachine>(&[flag.equals(1, 1)], deadline);
+        });
+        world.run(SECOND);
+        drop(world);
+        place.get()
+    };
+    let first = place_of_a_local(true);
+    assert_eq!(place_of_a_local(true), first, "an idle CPU's stack is used again");
+    assert_eq!(place_of_a_local(false), first);
+    assert_ne!(place_of_a_local(false), first, "this one may be referred to for ever");
 }
 
 #[test]

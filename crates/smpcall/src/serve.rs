@@ -63,6 +63,7 @@ impl<K: Kernel> Here<K> {
     }
 
     /// One pass of a CPU that looks again by itself.
+    #[inline(always)]
     pub(crate) fn pass(&self, budget: &mut u32) {
         // Relaxed: see `serve`.
         let door = self.mine.door.0.load(Relaxed);
@@ -72,6 +73,7 @@ impl<K: Kernel> Here<K> {
     }
 
     /// Takes all marks, leaving the door in this state, and runs what they stand for.
+    #[inline(always)]
     fn take(&self, leave: u64, budget: &mut u32) {
         // SeqCst: see `mark`.
         let taken = self.mine.door.0.swap(leave, SeqCst) & MARKS;
@@ -79,6 +81,7 @@ impl<K: Kernel> Here<K> {
     }
 
     /// Runs what the marks stand for. The door has been swapped.
+    #[inline(never)]
     pub(crate) fn run_marked(&self, taken: u64, budget: &mut u32) {
         // A pass costs too: marks whose calls were withdrawn must not keep an interrupt busy for ever.
         *budget = budget.saturating_sub(1);
