@@ -6,7 +6,7 @@
 //! |---|---|
 //! | 0..8 | time, nanoseconds of the machine's clock |
 //! | 8..10 | kind ([`EventKind`]) |
-//! | 10..12 | zero |
+//! | 10..12 | zero; in event rings a sequence number, see there |
 //! | 12..16 | the CPU it happened on |
 //! | 16..20 | the other CPU, or `u32::MAX` if there is none |
 //! | 20..24 | detail: a vector, a call level, an attempt (see the kind) |

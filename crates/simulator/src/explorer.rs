@@ -221,7 +221,7 @@ impl Search<'_> {
         (self.protocol.reset)();
         // SAFETY: the programs own nothing across their operations that relies on being dropped, and the mailboxes,
         // which could refer to their stacks, are emptied by this.
-        unsafe { self.stepper.restart_with_kernel() };
+        unsafe { self.stepper.restart() };
     }
 
     fn budget(&self) -> Budget {

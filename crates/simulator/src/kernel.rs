@@ -94,6 +94,7 @@ pub(crate) fn handle_tick(mut frame: InterruptFrame) {
 }
 
 /// The handler of NMIs. The line of the source stands for the instruction pointer, which a simulated CPU has not.
+#[allow(clippy::needless_pass_by_value, reason = "a handler is given its frame")]
 pub(crate) fn handle_nmi(frame: InterruptFrame) {
     Calls::handle_nmi(frame.source.line().into(), frame.interrupts_were_enabled);
 }

@@ -12,7 +12,7 @@ use smpcall_machine::{Access, Deadline};
 
 use crate::interrupt::{Interrupt, take};
 use crate::processor::{Order, Source};
-use crate::state::{Driver, Shared};
+use crate::state::{Driver, Phase, Shared};
 
 /// What a CPU is about to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -55,9 +55,16 @@ pub enum Operation {
 }
 
 /// Lets another CPU, or the driver, go on.
+///
+/// # Panics
+/// If this is no CPU's program: a machine at boot, or the conditions of a wait, which have no side effects.
 pub(crate) fn suspend(state: Shared) {
-    let yielder = state.with(|machine| machine.cpu().yielder);
-    // SAFETY: the caller is the running CPU's coroutine, on whose stack the yielder lives for as long as it runs.
+    let yielder = state.with(|machine| {
+        assert!(machine.phase == Phase::Running, "only a program or a handler can let time pass");
+        machine.cpu().yielder
+    });
+    // SAFETY: in this phase the caller is the running CPU's coroutine, on whose stack the yielder lives for as long as
+    // it runs; it has set the pointer before anything else.
     unsafe { (*yielder).suspend(()) }
 }
 

@@ -144,15 +144,6 @@ impl<'p> Stepper<'p> {
         self.run_to_first_operations();
     }
 
-    /// The same as [`restart`](Self::restart), which does whatever the machine has.
-    ///
-    /// # Safety
-    /// As for [`restart`](Self::restart).
-    pub unsafe fn restart_with_kernel(&mut self) {
-        // SAFETY: promised by the caller.
-        unsafe { self.restart() };
-    }
-
     fn program(&self, cpu: usize) -> Option<impl FnOnce() + use<'p>> {
         let program: *const (dyn Fn() + 'p) = &raw const **self.programs.get(cpu)?;
         // SAFETY: the box lives in `self.programs`, which is never changed and outlives the coroutines.
@@ -347,17 +338,17 @@ impl<'p> Stepper<'p> {
     /// What a CPU knows is what its operations returned. A program that gets knowledge in another way, such as a Rust
     /// variable that another CPU wrote, must [say so](crate::program::learn).
     pub fn state_hash(&mut self) -> u128 {
-        let hashes = &mut self.apic_hashes;
+        let apics = &mut self.apic_hashes;
         self.state.with(|machine| {
-            hashes.resize(machine.cpus.len(), 0);
+            apics.resize(machine.cpus.len(), 0);
             let mut hash = machine.memory.hash;
             for (cpu, processor) in machine.cpus.iter_mut().enumerate() {
                 if core::mem::take(&mut processor.apic_changed) {
                     let mut hasher = StateHasher::default();
                     processor.apic.hash_state(&mut hasher, Instant::from_nanos(processor.time));
-                    hashes[cpu] = hasher.0;
+                    apics[cpu] = hasher.0;
                 }
-                hash ^= processor.hash(cpu, hashes[cpu]);
+                hash ^= processor.hash(cpu, apics[cpu]);
             }
             hash
         })

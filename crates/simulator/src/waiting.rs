@@ -198,9 +198,9 @@ pub(crate) fn halt(state: Shared, source: Source) {
         }
     });
     if timed {
-        sleep_timed(state)
+        sleep_timed(state);
     } else {
-        sleep_stepped(state, idle)
+        sleep_stepped(state, idle);
     }
     if !idle {
         state.with(|machine| machine.record(machine.running, EventKind::Resumed, None, 0, 0));

@@ -434,6 +434,29 @@ fn a_device_interrupts_whomever_the_controller_says() {
 }
 
 #[test]
+fn enabling_interrupts_shadows_the_next_operation_only_if_asked_for() {
+    let _alone = alone();
+    for sti_shadow in [false, true] {
+        restore_flags();
+        let program: Program<'static> = Box::new(|| {
+            drop(InterruptsOff::<SimMachine>::new());
+            FLAG.load(Relaxed);
+            FLAG.load(Relaxed);
+        });
+        let config = Config { sti_shadow, ..Config::new(1, Routing::X2ApicPhysical, 0) };
+        let mut stepper = Stepper::new(&config, vec![program]).expect("a machine");
+        stepper.start();
+        stepper.step(CPU[0]);
+        stepper.inject(CPU[0], 0x41);
+        assert_eq!(stepper.deliverable(CPU[0]), None, "disabled");
+        stepper.step(CPU[0]);
+        assert_eq!(stepper.deliverable(CPU[0]).is_none(), sti_shadow);
+        stepper.step(CPU[0]);
+        assert_eq!(stepper.deliverable(CPU[0]), Some(0x41));
+    }
+}
+
+#[test]
 fn a_restart_forgets_everything() {
     let _alone = alone();
     restore_calls();

@@ -5,7 +5,9 @@ use core::time::Duration;
 use std::cell::{Cell, RefCell};
 
 use smpcall_local_apic::{Interrupt, Routing, Vector};
-use smpcall_machine::{Cpu, Deadline, EventKind, Instant, InterruptsOff, Ipi, Machine, Woken, Word, wait};
+use smpcall_machine::{
+    Cpu, Deadline, EventKind, Instant, InterruptsOff, Ipi, Machine, Predicate, Woken, Word, wait,
+};
 use smpcall_simulator::faults;
 use smpcall_simulator::{
     Activity, Config, ConfigError, Handler, InterruptFrame, RING_VECTOR, RunEnd, SimMachine, SimMemory,
@@ -535,6 +537,22 @@ fn a_panic_comes_out_of_the_run_with_the_name_of_the_cpu() {
     let mut world = World::new(&quiet(2)).expect("a machine");
     world.spawn(Cpu::new(0), || program::advance(micros(100)));
     world.spawn(Cpu::new(1), || panic!("the closure {}", "broke"));
+    world.run(SECOND);
+}
+
+#[test]
+#[should_panic(expected = "only a program or a handler can let time pass")]
+fn conditions_cannot_let_time_pass() {
+    let mut world = World::new(&quiet(1)).expect("a machine");
+    world.spawn(Cpu::new(0), || {
+        wait::<SimMachine>(
+            &Predicate(|| {
+                program::halt();
+                true
+            }),
+            Deadline::NEVER,
+        );
+    });
     world.run(SECOND);
 }
 

@@ -3,15 +3,19 @@
 //!
 //! The machine is a placeholder with one CPU; its functions are opaque to the compiler, as a kernel's are.
 
+#![allow(missing_docs, clippy::missing_errors_doc, clippy::result_large_err, clippy::no_mangle_with_rust_abi)]
+
 use std::hint::black_box;
 use std::time::Duration;
 
 use smpcall::machine::{Hardware, Instant, Ipi, SendError};
 use smpcall::{
-    CallError, Cpu, CpuMask, CpuSet, CrossCall, Deferred, Kernel, Machine, Mailboxes, ManyError, Post, mailboxes,
+    CallError, Cpu, CpuMask, CpuSet, CrossCall, Deferred, Kernel, Machine, Mailboxes, ManyError, Post,
+    mailboxes,
 };
 
-struct Bench;
+/// The placeholder.
+pub struct Bench;
 
 // SAFETY: one CPU, one thread, no interrupts: every promise holds trivially.
 unsafe impl Machine for Bench {

@@ -42,9 +42,13 @@ impl<K: Kernel> Attended<K> {
             if self.here.mine.door.0.compare_exchange(OPEN | ATTENDED, OPEN, Relaxed, Relaxed).is_ok() {
                 self.outermost = false;
             } else if budget == 0 {
+                // No ring for what is left: this CPU would take it before it executes another instruction of
+                // what was interrupted, and a flood would starve it. Callers who wait ring again after
+                // their back-off, the tick finds posts: until then, whatever was interrupted goes on.
+                self.outermost = false;
+                self.here.mine.door.0.fetch_and(!ATTENDED, Relaxed);
                 self.here.mine.counters().budgets_spent.add(1);
                 self.here.boxes.trace(self.here.me, EventKind::BudgetSpent, None, 0, 0);
-                return; // the drop turns away and rings
             } else {
                 self.here.pass(&mut budget);
             }
@@ -61,7 +65,8 @@ impl<K: Kernel> Drop for Attended<K> {
     }
 }
 
-/// Ends the attendance with marks possibly standing, whose senders did not ring: rings the own CPU for them.
+/// Ends the attendance because a closure panics, with marks possibly standing, whose senders did not ring: rings
+/// the own CPU for them.
 #[cold]
 fn turn_away<K: Kernel>(here: Here<K>) {
     let door = here.mine.door.0.fetch_and(!ATTENDED, Relaxed);

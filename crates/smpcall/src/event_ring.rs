@@ -1,7 +1,7 @@
 //! A CPU's last events, in the fixed format of [`Event`], in memory that a crash dump holds.
 //!
 //! One writer, the CPU itself with interrupts off (and its NMI handler); any number of readers at any time. In the
-//! ring, bytes 10..12 of an event hold the low 16 bits of its number + 1: written last, cleared first, so
+//! ring, bytes 10..12 of an event hold the low 15 bits of its number, and a one: written last, cleared first, so
 //! that a reader never takes a half-written event for a whole one. An NMI that hits between the two
 //! instructions that take a number overwrites one event.
 
@@ -27,8 +27,8 @@ pub struct EventRing<'a> {
 const SEQUENCE: u64 = 0xffff << 16;
 
 const fn sequence_of(number: u64) -> u64 {
-    // Never 0, so that an empty slot matches no number.
-    ((number % 0xffff) + 1) << 16
+    // Odd, so that an empty slot matches no number.
+    ((number << 1 | 1) & 0xffff) << 16
 }
 
 impl<'a> EventRing<'a> {

@@ -83,8 +83,9 @@ pub trait Kernel: Machine {
     /// After how many unanswered repetitions of a ring the target is probed by NMI.
     const PROBE_AFTER: u32 = 3;
 
-    /// How many closures and posts one interrupt may run before it rings its own CPU and returns. A CPU that
-    /// waits itself looks at what it waits for after every pass over the mailbox, whatever the budget.
+    /// How many passes, closures and posts one interrupt may run before it returns, so that a flood starves
+    /// nobody. What is left then waits for its callers' back-off or the tick. A CPU that waits with interrupts
+    /// disabled looks at what it waits for after every pass, which is bounded by this too.
     const BUDGET: u32 = 8192;
 
     /// How long a caller without a deadline waits for a call level; see [`CallError::Busy`].

@@ -13,6 +13,7 @@
 //!
 //! Nobody merges into a push under way, because a closed list may yet refuse it.
 
+use core::fmt;
 use core::marker::PhantomPinned;
 use core::pin::Pin;
 use core::ptr::NonNull;
@@ -94,6 +95,13 @@ impl<K: Kernel, T: Deferred<K>> Post<K, T> {
     /// Takes the value out of an idle post.
     pub fn into_value(self) -> T {
         self.value
+    }
+}
+
+/// So that a refused post can be unwrapped whatever is in it.
+impl<K: Kernel, T> fmt::Debug for Post<K, T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Post").finish_non_exhaustive()
     }
 }
 
