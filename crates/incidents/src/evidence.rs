@@ -1,0 +1,114 @@
+//! What a simulated machine shows, as the evidence that a diagnosis starts from.
+
+use core::time::Duration;
+
+use smpcall_diagnosis::{CpuEvidence, MachineEvidence, WaitEvidence};
+use smpcall_machine::{Cpu, Event, EventKind};
+use smpcall_simulator::{CpuReport, RING_VECTOR};
+
+/// Waits shorter than this are no finding: a thousand times what a call between live CPUs takes on this machine, and
+/// a tenth of what the soft-lockup check allows.
+const PATIENCE: Duration = Duration::from_secs(1);
+
+/// The frames by which handlers begin. What lies below the first one is the interrupted task.
+const HANDLER_FRAMES: [&str; 2] = ["apic_timer_interrupt", "call_function_interrupt"];
+
+/// The frames of the interrupted task and those of its handlers, both outermost first.
+pub(crate) fn split_frames<'a>(frames: &'a [&'static str]) -> (&'a [&'static str], &'a [&'static str]) {
+    let task = frames.iter().position(|frame| HANDLER_FRAMES.contains(frame)).unwrap_or(frames.len());
+    frames.split_at(task)
+}
+
+/// A CPU that waits for others.
+pub(crate) struct Waiter {
+    pub(crate) cpu: Cpu,
+    pub(crate) targets: Vec<u32>,
+    pub(crate) waited: Duration,
+}
+
+/// The machine as `reports` show it, after `events` and no others.
+pub(crate) fn of_machine(
+    reports: &[CpuReport],
+    events: &[Event],
+    waiter: Option<&Waiter>,
+) -> MachineEvidence {
+    let mut rings_sent_to = vec![0; reports.len()];
+    for event in events {
+        let ring = event.kind == EventKind::IpiSent && event.detail == u32::from(RING_VECTOR);
+        if let Some(sent) = event.other.filter(|_| ring).and_then(|cpu| rings_sent_to.get_mut(cpu.index())) {
+            *sent += 1;
+        }
+    }
+    let cpus = reports.iter().zip(rings_sent_to).map(|(report, sent)| {
+        let wait = waiter.filter(|waiter| waiter.cpu == report.cpu);
+        of_cpu(report, sent, wait)
+    });
+    MachineEvidence {
+        origin: "simulator".into(),
+        ring_vector: Some(RING_VECTOR),
+        patience_nanos: PATIENCE.as_nanos() as u64,
+        cpus: cpus.collect(),
+        calls: vec![],
+        counted_calls: vec![],
+    }
+}
+
+fn of_cpu(report: &CpuReport, rings_sent_to: u64, waiter: Option<&Waiter>) -> CpuEvidence {
+    let function = split_frames(&report.frames).0.last().map(|&frame| frame.to_owned());
+    // A CPU inside a handler has its interrupts disabled for a moment; what counts is what the handler interrupted,
+    // which was enabled, or it could not have been.
+    let in_handler = !report.in_service.is_empty() || !split_frames(&report.frames).1.is_empty();
+    CpuEvidence {
+        cpu: report.cpu.number(),
+        online: Some(true),
+        interrupts_enabled: Some(report.interrupts_enabled || in_handler && !report.wedged),
+        pending: Some(report.requested.clone()),
+        in_service: Some(report.in_service.clone()),
+        polls: Some(false),
+        wait: waiter.map(|waiter| WaitEvidence {
+            targets: waiter.targets.clone(),
+            function: function.clone(),
+            nanos: Some(waiter.waited.as_nanos() as u64),
+        }),
+        running: None,
+        function,
+        rings_sent_to: Some(rings_sent_to),
+        rings_merged: Some(report.counters.ipis_merged),
+        rings_taken: Some(report.counters.taken[RING_VECTOR as usize]),
+        answered_probe: None,
+        since_progress_nanos: None,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smpcall_local_apic::Routing;
+    use smpcall_machine::Instant;
+    use smpcall_simulator::{Config, World};
+
+    #[test]
+    fn frames_are_split_where_the_handler_begins() {
+        let frames = ["del_gendisk", "wait", "apic_timer_interrupt", "try_dump"];
+        assert_eq!(split_frames(&frames), (&frames[..2], &frames[2..]));
+        assert_eq!(split_frames(&frames[..2]), (&frames[..2], &[][..]));
+    }
+
+    #[test]
+    fn only_rings_count_as_sent_and_only_to_their_target() {
+        let world = World::new(&Config::new(2, Routing::Flat, 1)).expect("a machine");
+        let reports = [0, 1].map(|cpu| world.inspect(Cpu::new(cpu)));
+        let sent = |vector: u8| Event {
+            time: Instant::default(),
+            kind: EventKind::IpiSent,
+            cpu: Cpu::new(0),
+            other: Some(Cpu::new(1)),
+            detail: vector.into(),
+            argument: 0,
+        };
+        let evidence = of_machine(&reports, &[sent(RING_VECTOR), sent(RING_VECTOR), sent(0x40)], None);
+        assert_eq!(evidence.cpus[0].rings_sent_to, Some(0));
+        assert_eq!(evidence.cpus[1].rings_sent_to, Some(2));
+        assert_eq!(evidence.cpus[1].rings_missing(Some(RING_VECTOR)), Some(2));
+    }
+}

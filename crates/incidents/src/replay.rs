@@ -1,0 +1,150 @@
+//! One replay: running it, and everything that is told about it afterwards.
+
+use core::fmt;
+
+use serde::{Serialize, Serializer};
+use smpcall_diagnosis::{Diagnosis, Verdict};
+use smpcall_local_apic::Routing;
+use smpcall_simulator::campaign::Ipis;
+use smpcall_simulator::{Trace, timeline};
+
+use crate::incident::{Fault, Incident, Options, ReplayError, When};
+use crate::laws::Laws;
+use crate::lost_call;
+
+/// How much is drawn for each CPU, on the average. What the incident is about takes about fifteen for each; the rest are
+/// ticks and idle times, which are counted in the picture instead.
+const DRAWN_PER_CPU: usize = 18;
+
+/// How a replay ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Outcome {
+    /// In the reported state: the incident's predicate holds.
+    Lost,
+    /// Not in the reported state; as now, with every law held.
+    Held,
+}
+
+impl fmt::Display for Outcome {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.pad(match self {
+            Self::Lost => "lost",
+            Self::Held => "held",
+        })
+    }
+}
+
+/// What became of a replay. Serialises to what `smpcall replay --json` prints for it.
+#[derive(Clone, Debug)]
+pub struct Replay {
+    /// Which incident.
+    pub incident: Incident,
+    /// With which algorithm.
+    pub when: When,
+    /// On how many CPUs.
+    pub cpus: usize,
+    /// How they were addressed.
+    pub routing: Routing,
+    /// From which all randomness came.
+    pub seed: u64,
+    /// What went wrong.
+    pub fault: Fault,
+    /// How it ended.
+    pub outcome: Outcome,
+    /// Which laws were kept.
+    pub laws: Laws,
+    /// The inter-processor interrupts of the whole run.
+    pub ipis: Ipis,
+    /// What is wrong with the machine, and why, from the state in which it was found.
+    pub diagnosis: Diagnosis,
+    /// Everything that happened.
+    pub trace: Trace,
+    /// What somebody at the machine had in hand, as text of several lines.
+    pub view: String,
+    /// What happened, as one paragraph in one line.
+    pub summary: String,
+}
+
+impl Replay {
+    /// Whether it ended as it should: *then* in the reported state, *now* with all laws held.
+    pub fn is_as_expected(&self) -> bool {
+        self.outcome
+            == match self.when {
+                When::Then => Outcome::Lost,
+                When::Now => Outcome::Held,
+            }
+    }
+
+    /// The picture of what happened, as an SVG document.
+    pub fn timeline(&self) -> String {
+        let title = format!("{}, as {}: {}", self.incident, self.when, self.outcome);
+        let subtitle = format!("{} CPUs, routing {}, seed {}", self.cpus, self.routing, self.seed);
+        let input = timeline::Input {
+            title: &title,
+            subtitle: &subtitle,
+            cpus: self.trace.cpus,
+            events: &self.trace.events,
+            frame_names: &self.trace.frame_names,
+        };
+        let max_drawn = DRAWN_PER_CPU * (self.cpus + 1);
+        timeline::render(&input, &timeline::Options { max_drawn, ..timeline::Options::default() })
+    }
+}
+
+/// The inter-processor interrupts of a run, as they stand in JSON.
+#[derive(Serialize)]
+struct IpiCounts {
+    sent: u64,
+    taken: u64,
+    lost: u64,
+    resent: u64,
+}
+
+/// The JSON of a replay: the names and their order are what scripts rely on.
+#[derive(Serialize)]
+struct Document<'a> {
+    incident: Incident,
+    when: When,
+    cpus: usize,
+    routing: &'static str,
+    seed: u64,
+    fault: Fault,
+    outcome: Outcome,
+    laws: Laws,
+    ipis: IpiCounts,
+    diagnosis: &'a [Verdict],
+    events: usize,
+}
+
+impl Serialize for Replay {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let Ipis { sent, taken, lost, resent } = self.ipis;
+        Document {
+            incident: self.incident,
+            when: self.when,
+            cpus: self.cpus,
+            routing: self.routing.name(),
+            seed: self.seed,
+            fault: self.fault,
+            outcome: self.outcome,
+            laws: self.laws,
+            ipis: IpiCounts { sent, taken, lost, resent },
+            diagnosis: &self.diagnosis.verdicts,
+            events: self.trace.events.len(),
+        }
+        .serialize(serializer)
+    }
+}
+
+/// Replays an incident. Equal arguments give equal replays, to the last event.
+///
+/// # Errors
+/// [`ReplayError`] if the options do not fit the incident.
+pub fn replay(incident: Incident, when: When, options: &Options) -> Result<Replay, ReplayError> {
+    let setup = options.setup(incident, when)?;
+    match (incident, when) {
+        (Incident::LostCall, When::Then) => lost_call::then(&setup),
+        (Incident::LostCall, When::Now) => lost_call::now(&setup),
+    }
+}
