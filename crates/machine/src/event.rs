@@ -54,7 +54,7 @@ kinds! {
     ManyQueued = 10,
     /// The first ring into a quiet mailbox. Other: the target (none: several). Argument: how many targets.
     Rung = 16,
-    /// An unanswered ring was repeated. Other: the target. Detail: the attempt, from 1.
+    /// An unanswered ring was repeated. Other: the target. Detail: the attempt, from 1; 0: by the backstop.
     RungAgain = 17,
     /// A ring could not be sent. Other: the target (none: several).
     RingFailed = 18,

@@ -122,6 +122,8 @@ fn enter(state: Shared, interrupt: Interrupt) -> Option<(Return, InterruptFrame,
             }
         };
         processor.refresh();
+        // A wedge is a task that spins with interrupts disabled: that is what an NMI finds there.
+        let wedged = processor.time < processor.wedge.until;
         let (interrupted, source) = processor.pending.unwrap_or((Operation::Ended, Location::caller()));
         let guard = Return {
             state,
@@ -148,7 +150,7 @@ fn enter(state: Shared, interrupt: Interrupt) -> Option<(Return, InterruptFrame,
         machine.record(running, kind, None, vector.into(), 0);
         let frame = InterruptFrame {
             vector: (interrupt == Interrupt::Vector).then_some(vector),
-            interrupts_were_enabled: guard.interrupts_were_enabled,
+            interrupts_were_enabled: guard.interrupts_were_enabled && !wedged,
             interrupted,
             source,
             in_service: Vector::new(vector)

@@ -146,7 +146,8 @@ impl<K: Kernel> CrossCall<K> {
                 own.passes_at_backstop.set(0);
             } else if own.passes_at_backstop.get() != passes {
                 own.passes_at_backstop.set(passes);
-            } else if theirs.may_be_rung_again(now) {
+            } else if theirs.may_be_rung_again(now, K::LONGEST_BACKOFF * 2) {
+                // No waiter has done it: their looks are at most a longest back-off apart.
                 here.mine.counters().rings_repeated.add(1);
                 here.boxes.trace(here.me, EventKind::RungAgain, Some(target), 0, 0);
                 let sent = K::send(target, Ipi::Ring);

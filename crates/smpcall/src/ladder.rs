@@ -106,7 +106,7 @@ impl Ladder {
                 closed(target);
                 continue;
             }
-            if here.boxes.is_unanswered(target, theirs, source) && theirs.may_be_rung_again(now) {
+            if here.boxes.is_unanswered(target, theirs, source) && theirs.may_be_rung_again(now, K::FIRST_BACKOFF) {
                 unanswered.insert(target);
             }
             if self.probed.is_none() && (is_last || self.repeated >= K::PROBE_AFTER) {
@@ -149,11 +149,11 @@ impl Ladder {
 }
 
 impl<K: Kernel> Mailbox<K> {
-    /// Whether this waiter is the one to repeat the ring: nobody has within the first back-off.
-    pub(crate) fn may_be_rung_again(&self, now: Instant) -> bool {
+    /// Whether this CPU is the one to repeat the ring: nobody else has within `quiet`.
+    pub(crate) fn may_be_rung_again(&self, now: Instant, quiet: Duration) -> bool {
         // Relaxed: the word only spreads the rings out; whether a ring is due was seen in the door.
         let last = self.rung_again_at.load(Relaxed);
-        if last != 0 && now.since(Instant::from_nanos(last)) < K::FIRST_BACKOFF {
+        if last != 0 && now.since(Instant::from_nanos(last)) < quiet {
             return false;
         }
         let now = now.as_nanos().max(1);
