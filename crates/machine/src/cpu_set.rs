@@ -208,8 +208,16 @@ impl<const WORDS: usize> Extend<Cpu> for CpuSet<WORDS> {
     }
 }
 
-/// A [`CpuSet`] of whatever size: what a machine chooses for itself.
-pub trait CpuSetStorage: Clone + DerefMut<Target = CpuMask> + fmt::Debug + Send + Sync + 'static {
+mod sealed {
+    /// Protocols rely on a set not changing while it is borrowed: only this crate's sets are known to be like that.
+    pub trait Sealed {}
+    impl<const WORDS: usize> Sealed for super::CpuSet<WORDS> {}
+}
+
+/// A [`CpuSet`] of whatever size: what a machine chooses for itself. Implemented by [`CpuSet`] only.
+pub trait CpuSetStorage:
+    sealed::Sealed + Clone + DerefMut<Target = CpuMask> + fmt::Debug + Send + Sync + 'static
+{
     /// The empty set.
     const EMPTY: Self;
     /// How many CPUs it has room for.

@@ -79,7 +79,8 @@ impl core::error::Error for SendError {}
 /// 2. Between [`disable_interrupts`](Machine::disable_interrupts) and the matching
 ///    [`restore_interrupts`](Machine::restore_interrupts) no maskable interrupt handler and no other task
 ///    runs on this CPU. Both are compiler barriers.
-/// 3. [`now`](Machine::now) never goes backwards on one CPU.
+/// 3. [`now`](Machine::now) never goes backwards on one CPU. (Clocks of different CPUs should agree to well below a
+///    millisecond: a deadline may be checked on another CPU than it was made on. Nothing unsound follows if not.)
 /// 4. [`in_nmi`](Machine::in_nmi) is true in everything that may have interrupted a section with interrupts
 ///    disabled (NMI and machine-check handlers).
 /// 5. [`Memory`](Machine::Memory) gives real atomic operations on normal, cache-coherent memory.

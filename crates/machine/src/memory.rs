@@ -43,7 +43,8 @@ impl Access {
 /// # Safety
 /// [`before`](Memory::before) may answer for the access only with a result that it could have had in some legal
 /// execution, and then sees to it that the access has the effect that goes with it. [`wait`](Memory::wait) may
-/// report a condition only if it held.
+/// report a condition only if it held, and then with acquire ordering: what was written before it became true is
+/// visible.
 pub unsafe trait Memory: Sized + 'static {
     /// The CPU is about to access the 8-byte location (for plain data: the object at that address). `None`: it
     /// shall do so now. Otherwise it does not, and this is what it would have read; only atomic accesses may be

@@ -107,8 +107,10 @@ thread_local! {
     static OVERDUE: RefCell<BTreeMap<Cpu, Cpu>> = const { RefCell::new(BTreeMap::new()) };
 }
 
-fn note_overdue(target: Cpu, _: &Diagnosis) {
-    OVERDUE.with_borrow_mut(|overdue| overdue.insert(SimMachine::current_cpu(), target));
+fn note_overdue(target: Option<Cpu>, _: &Diagnosis) {
+    if let Some(target) = target {
+        OVERDUE.with_borrow_mut(|overdue| overdue.insert(SimMachine::current_cpu(), target));
+    }
 }
 
 /// A call of this CPU has ended: it does not wait for that target any more. If an outer one does, it says so again.

@@ -20,7 +20,7 @@ pub const EVENTS_PER_CPU: usize = 64;
 #[derive(Clone, Copy, Default)]
 pub struct Hooks {
     /// A deadline has passed on a claimed call: see [`Kernel::overdue`].
-    pub overdue: Option<fn(Cpu, &Diagnosis)>,
+    pub overdue: Option<fn(Option<Cpu>, &Diagnosis)>,
     /// A reschedule request was taken: see [`Kernel::reschedule`].
     pub reschedule: Option<fn()>,
     /// The timer has ticked; the mailbox was served.
@@ -57,7 +57,10 @@ fn kernel() -> Rc<KernelState> {
     kernel.expect("the machine was given a kernel (World::with_kernel) before its programs call")
 }
 
-impl Kernel for SimMachine {
+// SAFETY: 1. A machine's mailboxes are set once, before any of its CPUs runs, and are leased from a pool: no other
+// machine has them at the same time. 2. Both are called by the handlers below, for interrupts that are taken while
+// they are enabled.
+unsafe impl Kernel for SimMachine {
     fn mailboxes() -> &'static Mailboxes<Self> {
         kernel().mailboxes()
     }
@@ -68,7 +71,7 @@ impl Kernel for SimMachine {
         }
     }
 
-    fn overdue(target: Cpu, diagnosis: &Diagnosis) {
+    fn overdue(target: Option<Cpu>, diagnosis: &Diagnosis) {
         if let Some(hook) = kernel().hooks.overdue {
             hook(target, diagnosis);
         }

@@ -58,7 +58,8 @@ unsafe impl Machine for Bench {
     }
 }
 
-impl Kernel for Bench {
+// SAFETY: one static, and `serve` is called where interrupts are enabled.
+unsafe impl Kernel for Bench {
     fn mailboxes() -> &'static Mailboxes<Self> {
         &MAILBOXES
     }

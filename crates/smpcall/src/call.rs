@@ -28,7 +28,7 @@ impl<F: FnOnce() -> R, R> Frame<F, R> {
         let mut luggage = Luggage::uninit();
         // SAFETY: luggage has room for a pointer at its start and is aligned for one.
         unsafe { luggage.as_mut_ptr().cast::<*const Self>().write(self) };
-        Payload { run: Self::run, luggage }
+        Payload { run: Some(Self::run), luggage }
     }
 
     /// # Safety
@@ -98,7 +98,8 @@ impl<K: Kernel> Caller<'_, K> {
     /// Runs a closure that borrows nothing on `target`, exactly once. If the target has claimed it by the
     /// deadline but not finished, the caller may leave, and is told so.
     ///
-    /// The closure captures at most [`INLINE_WORDS`] words (checked at compile time) and has no result.
+    /// The closure captures at most [`INLINE_WORDS`] words (checked at compile time) and has no result. What it captures
+    /// is leaked if a closure that is served meanwhile panics.
     ///
     /// # Errors
     /// As for [`call`](Caller::call), and [`CallError::Unfinished`]: then it has run, is running, or will.
@@ -113,7 +114,7 @@ impl<K: Kernel> Caller<'_, K> {
         let mut luggage: Luggage = MaybeUninit::uninit();
         // SAFETY: size and alignment were checked above.
         unsafe { luggage.as_mut_ptr().cast::<F>().write(closure) };
-        let payload = Payload { run: run_inline::<F>, luggage };
+        let payload = Payload { run: Some(run_inline::<F>), luggage };
         let result = self.send(target, payload, true);
         if matches!(result, Ok(()) | Err(CallError::Unfinished(_) | CallError::Panicked)) {
             return result;
@@ -136,11 +137,16 @@ impl<K: Kernel> Caller<'_, K> {
         let level = loop {
             if target == here.me {
                 here.mine.counters().calls_local.add(1);
-                // SAFETY: the luggage is of a live frame (or the closure itself), which nobody else knows of.
-                unsafe { (payload.run)(&payload.luggage, here.me) };
+                if let Some(run) = payload.run {
+                    // SAFETY: the luggage is of a live frame (or the closure itself), which nobody else knows of.
+                    unsafe { run(&payload.luggage, here.me) };
+                }
                 return Ok(());
             }
             self.check_deadline()?;
+            if here.boxes.get(target).is_none() {
+                return Err(CallError::NoSuchCpu);
+            }
             if let Some(level) = here.mine.free_level() {
                 break level;
             }
@@ -152,14 +158,16 @@ impl<K: Kernel> Caller<'_, K> {
         unsafe { here.mine.slots[level].payload.write(payload) };
         // Release: payload and closure are visible to the target that claims this.
         here.mine.states.0[level].store(state_for(QUEUED, target), Release);
-        let queued_at = here.boxes.trace(here.me, EventKind::CallQueued, Some(target), level, 0);
-        let pending = Pending { here, level, target, queued_at, settled: false };
+        // From here on, unwinding withdraws the call or waits for it.
+        let mut pending = Pending { here, level, target, rung_at: self.started, settled: false };
+        here.mine.counters().calls_sent.add(1);
+        pending.rung_at = here.boxes.trace(here.me, EventKind::CallQueued, Some(target), level, 0);
         match here.boxes.mark(target, theirs, here.me) {
-            Marked::Quiet => here.boxes.ring(here.me, target),
+            // The back-off is measured from the ring.
+            Marked::Quiet => pending.rung_at = here.boxes.ring(here.me, target),
             Marked::Noticed => {}
             Marked::Closed => return pending.refused(self, may_leave),
         }
-        here.mine.counters().calls_sent.add(1);
         if self.interrupts_off {
             let result = pending.wait(self, may_leave);
             drop(pinned);

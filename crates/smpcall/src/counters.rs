@@ -24,7 +24,8 @@ macro_rules! counters {
 }
 
 counters! {
-    /// Calls that this CPU made and that were accepted; a call to many counts once for each target.
+    /// Calls that this CPU queued for others: run, withdrawn or refused in the end. A call to many counts once for each
+    /// target.
     calls_sent,
     /// Calls that this CPU ran for others.
     calls_run,

@@ -9,8 +9,11 @@ use crate::door::{ATTENDED, MARKS, OPEN, RESCHEDULE};
 use crate::mark::Marked;
 use crate::post::{Deferred, Posted};
 use crate::serve::Here;
-use crate::{CallError, Caller, Cpu, Deadline, InterruptsOff, Kernel, PostError};
+use crate::{CallError, Caller, Cpu, Deadline, InterruptsOff, Kernel, LEVELS, PostError};
 use smpcall_machine::{EventKind, Ipi, When, Woken, wait};
+
+/// How deep passes may be nested before a poll declines: waits need a pass for each call level, and no more.
+const DEEPEST_POLL: u64 = 2 * LEVELS as u64;
 
 /// Cross-CPU calls of one kernel. Never made: `type Calls = CrossCall<MyKernel>;` and then `Calls::within(...)`.
 pub struct CrossCall<K: Kernel> {
@@ -59,7 +62,7 @@ impl<K: Kernel> CrossCall<K> {
         let theirs = here.boxes.get(target).ok_or(CallError::NoSuchCpu)?;
         match theirs.mark_kind(RESCHEDULE) {
             Marked::Closed => return Err(CallError::Offline),
-            Marked::Quiet => here.boxes.ring(here.me, target),
+            Marked::Quiet => drop(here.boxes.ring(here.me, target)),
             Marked::Noticed => {}
         }
         Ok(())
@@ -82,35 +85,54 @@ impl<K: Kernel> CrossCall<K> {
         }
     }
 
-    /// Serves this CPU's mailbox if it holds anything; returns whether it did. For a kernel's own spin loops and its
-    /// idle entry. Task or interrupt context; closures run here with interrupts disabled.
+    /// Serves this CPU's mailbox if it holds anything; returns whether it did. For a kernel's own spin loops, with
+    /// interrupts enabled: with interrupts disabled it does nothing, see [`poll_with`](Self::poll_with). Closures run
+    /// here, with interrupts disabled.
     pub fn poll() -> bool {
+        let mut pinned = InterruptsOff::<K>::new();
+        pinned.were_enabled() && Self::poll_with(&mut pinned)
+    }
+
+    /// As [`poll`](Self::poll), with interrupts disabled: nothing that the guard protects is in use meanwhile. Called
+    /// from closures that are themselves served by polling, it nests only so deep and then returns false.
+    pub fn poll_with(guard: &mut InterruptsOff<K>) -> bool {
+        let _ = guard;
+        // The guard may not be the one that keeps interrupts off: they can be dropped in any order.
         let pinned = InterruptsOff::<K>::new();
-        Here::<K>::new(pinned.cpu()).is_some_and(|here| here.serve())
+        Here::<K>::new(pinned.cpu()).is_some_and(|here| here.depth() < DEEPEST_POLL && here.serve())
     }
 
     /// From the timer interrupt of every CPU: finds posts and reschedule requests whose ring was lost.
     pub fn tick() {
-        Self::poll();
+        let pinned = InterruptsOff::<K>::new();
+        if let Some(here) = Here::<K>::new(pinned.cpu()) {
+            here.serve();
+        }
     }
 
     /// Before a CPU halts: serves the mailbox, and returns whether it is quiet. If so the CPU may enable
     /// interrupts and halt in one step (`sti; hlt`): who comes later rings.
     pub fn may_halt(guard: &mut InterruptsOff<K>) -> bool {
-        let Some(here) = Here::<K>::new(guard.cpu()) else { return true };
+        let _ = guard;
+        let pinned = InterruptsOff::<K>::new();
+        let Some(here) = Here::<K>::new(pinned.cpu()) else { return true };
         here.serve();
-        here.mine.door.0.load(Relaxed) & MARKS == 0
+        let door = here.mine.door.0.load(Relaxed);
+        door & OPEN == 0 || door & MARKS == 0
     }
 
     /// Waits by polling: serves this CPU's mailbox, which nobody rings meanwhile, until the condition holds or
-    /// the deadline has passed. For polling idle loops and waits with interrupts disabled.
+    /// the deadline has passed. For polling idle loops and waits with interrupts disabled. In an NMI handler it only
+    /// waits.
     pub fn poll_until(
         guard: &mut InterruptsOff<K>,
         condition: When<'_, K::Memory>,
         deadline: Deadline,
     ) -> Woken {
-        let Some(here) = Here::<K>::new(guard.cpu()) else { return wait::<K>(&[condition], deadline) };
-        if here.mine.door.0.load(Relaxed) & OPEN == 0 {
+        let _ = guard;
+        let pinned = InterruptsOff::<K>::new();
+        let Some(here) = Here::<K>::new(pinned.cpu()) else { return wait::<K>(&[condition], deadline) };
+        if K::in_nmi() || here.mine.door.0.load(Relaxed) & OPEN == 0 {
             return wait::<K>(&[condition], deadline);
         }
         let attended = Attended::begin(here);
@@ -143,7 +165,9 @@ impl<K: Kernel> CrossCall<K> {
             // Relaxed: whoever is marked now and was not served stays so until the next look.
             let door = theirs.door.0.load(Relaxed);
             if door & (OPEN | ATTENDED) != OPEN || door & MARKS == 0 {
-                own.passes_at_backstop.set(0);
+                if own.passes_at_backstop.get() != 0 {
+                    own.passes_at_backstop.set(0);
+                }
             } else if own.passes_at_backstop.get() != passes {
                 own.passes_at_backstop.set(passes);
             } else if theirs.may_be_rung_again(now, K::LONGEST_BACKOFF * 2) {
@@ -159,7 +183,8 @@ impl<K: Kernel> CrossCall<K> {
     }
 
     /// The NMI handler's part: answers a probe, if there is one. Returns whether there was; an NMI for which
-    /// nobody has a reason is the kernel's to explain. Pass what the NMI interrupted.
+    /// nobody has a reason is the kernel's to explain. (If a probe stands unanswered for 10 ms, another CPU may send one
+    /// more; when both NMIs are taken at last, the second finds nothing to answer.) Pass what the NMI interrupted.
     pub fn handle_nmi(instruction_pointer: u64, interrupts_enabled: bool) -> bool {
         let pinned = InterruptsOff::<K>::new();
         Here::<K>::new(pinned.cpu())

@@ -118,7 +118,6 @@ impl fmt::Display for CallError {
 impl core::error::Error for CallError {}
 
 /// Why a call to many was not run, or not on all.
-#[derive(Clone, Debug)]
 pub enum ManyError<M: Machine> {
     /// Nothing was sent; the closure was not run anywhere.
     NotSent(CallError),
@@ -127,7 +126,6 @@ pub enum ManyError<M: Machine> {
 }
 
 /// The CPUs on which a call to many did not end well. The sets are disjoint.
-#[derive(Clone, Debug)]
 pub struct ManyFailures<M: Machine> {
     /// Offline, or no CPU at all. Not run there.
     pub offline: M::CpuSet,
@@ -137,6 +135,47 @@ pub struct ManyFailures<M: Machine> {
     pub panicked: M::CpuSet,
     /// The first of those that timed out, and why.
     pub diagnosis: Option<(Cpu, Diagnosis)>,
+}
+
+// Not derived: that would demand the same of the machine.
+impl<M: Machine> Clone for ManyFailures<M> {
+    fn clone(&self) -> Self {
+        Self {
+            offline: self.offline.clone(),
+            timed_out: self.timed_out.clone(),
+            panicked: self.panicked.clone(),
+            diagnosis: self.diagnosis,
+        }
+    }
+}
+
+impl<M: Machine> Clone for ManyError<M> {
+    fn clone(&self) -> Self {
+        match self {
+            Self::NotSent(error) => Self::NotSent(*error),
+            Self::Failed(failures) => Self::Failed(failures.clone()),
+        }
+    }
+}
+
+impl<M: Machine> fmt::Debug for ManyFailures<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ManyFailures")
+            .field("offline", &self.offline)
+            .field("timed_out", &self.timed_out)
+            .field("panicked", &self.panicked)
+            .field("diagnosis", &self.diagnosis)
+            .finish()
+    }
+}
+
+impl<M: Machine> fmt::Debug for ManyError<M> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::NotSent(error) => f.debug_tuple("NotSent").field(error).finish(),
+            Self::Failed(failures) => f.debug_tuple("Failed").field(failures).finish(),
+        }
+    }
 }
 
 impl<M: Machine> fmt::Display for ManyError<M> {
@@ -155,7 +194,7 @@ impl<M: Machine> fmt::Display for ManyError<M> {
     }
 }
 
-impl<M: Machine + fmt::Debug> core::error::Error for ManyError<M> {}
+impl<M: Machine> core::error::Error for ManyError<M> {}
 
 /// Why a post was not queued. The handle comes back; nothing will run.
 #[derive(Debug)]

@@ -32,6 +32,9 @@ const fn sequence_of(number: u64) -> u64 {
 }
 
 impl<'a> EventRing<'a> {
+    /// How many events a ring can hold, so that two events of one place never have the same sequence number.
+    pub(crate) const LONGEST: usize = 1 << 14;
+
     pub(crate) fn new(slots: &'a [EventSlot], next: &'a Counter) -> Self {
         Self { slots, next }
     }

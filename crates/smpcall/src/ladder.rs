@@ -12,7 +12,10 @@ use core::time::Duration;
 
 use crate::door::OPEN;
 use crate::serve::Here;
-use crate::{Caller, Cpu, CpuMask, Deadline, Diagnosis, Instant, InterruptsOff, Kernel, Mailbox, Mailboxes};
+use crate::{
+    Caller, Cpu, CpuMask, Deadline, Diagnosis, Instant, InterruptsOff, Kernel, Mailbox, Mailboxes,
+    TargetState,
+};
 use smpcall_machine::{CpuSetStorage, EventKind, Ipi};
 
 /// How far a waiter has climbed, and when it looks next.
@@ -36,13 +39,13 @@ pub(crate) struct Probed {
 
 impl Ladder {
     #[inline(always)]
-    pub(crate) fn new<K: Kernel>(caller: &Caller<'_, K>, queued_at: Instant) -> Self {
+    pub(crate) fn new<K: Kernel>(caller: &Caller<'_, K>, rung_at: Instant) -> Self {
         Self {
-            started: queued_at,
+            started: rung_at,
             deadline: caller.deadline,
             patience: Duration::ZERO,
             interval: K::FIRST_BACKOFF,
-            next_look: queued_at.plus(K::FIRST_BACKOFF),
+            next_look: rung_at.plus(K::FIRST_BACKOFF),
             repeated: 0,
             probed: None,
         }
@@ -64,13 +67,25 @@ impl Ladder {
         self.deadline.has_passed(now)
     }
 
-    /// The deadline passed, and the call is claimed: reports, and goes on with twice the patience.
-    pub(crate) fn go_on<K: Kernel>(&mut self, boxes: &Mailboxes<K>, target: Cpu, now: Instant) {
-        let diagnosis = self.diagnose(boxes, target, now);
+    /// The deadline passed, and the call of `source` is claimed, by `target` if that is known: reports, and goes on
+    /// with twice the patience.
+    pub(crate) fn go_on<K: Kernel>(
+        &mut self,
+        boxes: &Mailboxes<K>,
+        source: Cpu,
+        target: Option<Cpu>,
+        now: Instant,
+    ) {
+        let running = TargetState::Busy { caller: Some(source) };
+        let diagnosis = Diagnosis {
+            target: target.map_or(running, |target| boxes.state_of(target, self.probed)),
+            rings_repeated: self.repeated,
+            waited: now.since(self.started),
+        };
         let pinned = InterruptsOff::<K>::new();
         if let Some(here) = Here::<K>::new(pinned.cpu()) {
             here.mine.counters().calls_overdue.add(1);
-            here.boxes.trace(here.me, EventKind::CallOverdue, Some(target), 0, 0);
+            here.boxes.trace(here.me, EventKind::CallOverdue, target, 0, 0);
         }
         drop(pinned);
         K::overdue(target, &diagnosis);
@@ -89,7 +104,7 @@ impl Ladder {
         source: Cpu,
         targets: impl Iterator<Item = Cpu>,
         now: Instant,
-        mut closed: impl FnMut(Cpu),
+        mut closed: impl FnMut(&Here<K>, Cpu),
     ) {
         let pinned = InterruptsOff::<K>::new();
         self.interval = self.interval.saturating_mul(2).min(K::LONGEST_BACKOFF);
@@ -103,10 +118,12 @@ impl Ladder {
             let Some(theirs) = here.boxes.get(target) else { continue };
             // Relaxed: a hint; the withdrawal that follows decides.
             if theirs.door.0.load(Relaxed) & OPEN == 0 {
-                closed(target);
+                closed(&here, target);
                 continue;
             }
-            if here.boxes.is_unanswered(target, theirs, source) && theirs.may_be_rung_again(now, K::FIRST_BACKOFF) {
+            if here.boxes.is_unanswered(target, theirs, source)
+                && theirs.may_be_rung_again(now, K::FIRST_BACKOFF)
+            {
                 unanswered.insert(target);
             }
             if self.probed.is_none() && (is_last || self.repeated >= K::PROBE_AFTER) {
@@ -134,9 +151,8 @@ impl Ladder {
 
     /// What is known of a target that has not run its call.
     pub(crate) fn diagnose<K: Kernel>(&self, boxes: &Mailboxes<K>, target: Cpu, now: Instant) -> Diagnosis {
-        let probed = self.probed.filter(|probed| probed.target == target);
         Diagnosis {
-            target: boxes.state_of(target, probed),
+            target: boxes.state_of(target, self.probed),
             rings_repeated: self.repeated,
             waited: now.since(self.started),
         }
@@ -151,9 +167,10 @@ impl Ladder {
 impl<K: Kernel> Mailbox<K> {
     /// Whether this CPU is the one to repeat the ring: nobody else has within `quiet`.
     pub(crate) fn may_be_rung_again(&self, now: Instant, quiet: Duration) -> bool {
-        // Relaxed: the word only spreads the rings out; whether a ring is due was seen in the door.
+        // Relaxed: the word only spreads the rings out; whether a ring is due was seen in the door. Wrapping: a
+        // time stamp from a CPU whose clock is ahead must not keep others from ringing.
         let last = self.rung_again_at.load(Relaxed);
-        if last != 0 && now.since(Instant::from_nanos(last)) < quiet {
+        if last != 0 && now.as_nanos().wrapping_sub(last) < quiet.as_nanos() as u64 {
             return false;
         }
         let now = now.as_nanos().max(1);

@@ -68,7 +68,13 @@ use core::time::Duration;
 /// Where a kernel's mailboxes are, how patient it is, and what it wants to be told.
 ///
 /// One per kernel, for the same zero-sized type as [`Machine`]; the constants have sensible defaults.
-pub trait Kernel: Machine {
+///
+/// # Safety
+/// 1. [`mailboxes`](Kernel::mailboxes) returns the same mailboxes at every call, which no other kernel type uses.
+/// 2. [`CrossCall::handle_ring`] and [`CrossCall::tick`] are called from interrupt handlers only, which have
+///    interrupted code that had interrupts enabled: they run closures of others, and what an [`InterruptsOff`] guard
+///    protects is not in use then.
+pub unsafe trait Kernel: Machine {
     /// The mailboxes of all CPUs: the same ones at every call.
     fn mailboxes() -> &'static Mailboxes<Self>;
 
@@ -83,9 +89,11 @@ pub trait Kernel: Machine {
     /// After how many unanswered repetitions of a ring the target is probed by NMI.
     const PROBE_AFTER: u32 = 3;
 
-    /// How many passes, closures and posts one interrupt may run before it returns, so that a flood starves
-    /// nobody. What is left then waits for its callers' back-off or the tick. A CPU that waits with interrupts
-    /// disabled looks at what it waits for after every pass, which is bounded by this too.
+    /// After how many closures and posts an interrupt returns although its mailbox is not empty, so that a flood
+    /// starves nobody. At least 1; a pass always runs the posts that it found and the calls of one source, and the
+    /// next pass goes on with the next source. What is left waits for its callers' back-off or the tick, and so do
+    /// calls made meanwhile: a limit that ordinary work reaches is too low. A CPU that waits with interrupts disabled
+    /// looks at what it waits for after every pass.
     const BUDGET: u32 = 8192;
 
     /// How long a caller without a deadline waits for a call level; see [`CallError::Busy`].
@@ -95,8 +103,9 @@ pub trait Kernel: Machine {
     fn reschedule() {}
 
     /// A deadline has passed, but the target is running the closure, which borrows: the wait goes on (law L4).
-    /// Called on the waiting CPU, in the context of the call, at the deadline and then with doubling intervals.
-    fn overdue(target: Cpu, diagnosis: &Diagnosis) {
+    /// Called on the waiting CPU, in the context of the call, at the deadline and then with doubling intervals. The
+    /// target is none for a call to many if it is not known which of them it is.
+    fn overdue(target: Option<Cpu>, diagnosis: &Diagnosis) {
         let _ = (target, diagnosis);
     }
 }

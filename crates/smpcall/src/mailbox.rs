@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use crate::door::{GROUPS, group_bit};
 use crate::slot::{LEVELS, Slot};
 use crate::{Counters, Cpu, EventRing, EventSlot, Kernel, Pointer, Word, post};
-use smpcall_machine::{Counter, Event, EventKind, Instant, Machine};
+use smpcall_machine::{Counter, CpuSetStorage, Event, EventKind, Instant, Machine};
 
 /// Keeps what senders write, what the owner writes and what waiters read on lines of their own.
 #[repr(align(64))]
@@ -46,6 +46,8 @@ pub(crate) struct Own {
     pub(crate) running: Counter,
     /// Serve passes under way, nested ones included.
     pub(crate) depth: Counter,
+    /// The source that the next pass begins with.
+    pub(crate) next_source: Counter,
     /// A caller with interrupts off waits for a call level on this CPU.
     pub(crate) starving: Counter,
     /// The last answer to a probe: instruction pointer and [`INTERRUPTS_ENABLED`](Own::INTERRUPTS_ENABLED).
@@ -89,6 +91,7 @@ impl Own {
         counters: Counters::NEW,
         running: Counter::new(0),
         depth: Counter::new(0),
+        next_source: Counter::new(0),
         starving: Counter::new(0),
         probe_answer: Counter::new(0),
         probe_answers: Counter::new(0),
@@ -149,6 +152,11 @@ impl<K: Kernel> Mailboxes<K> {
             events_per_cpu == 0 || events_per_cpu.is_power_of_two(),
             "events per CPU must be a power of two"
         );
+        assert!(events_per_cpu <= EventRing::LONGEST, "an event ring holds at most 16,384 events");
+        assert!(
+            count <= <K::CpuSet as CpuSetStorage>::CAPACITY,
+            "the machine's CpuSet is too small for its CPUs"
+        );
         let leaf_words = crate::leaf_words(count);
         let set_words = crate::set_words(count);
         assert!(leaves.len() == count * leaf_words, "wrong number of leaf words");
@@ -199,6 +207,7 @@ impl<K: Kernel> Mailboxes<K> {
             for counter in [
                 &own.running,
                 &own.depth,
+                &own.next_source,
                 &own.starving,
                 &own.probe_answer,
                 &own.probe_answers,
@@ -267,8 +276,14 @@ impl<K: Kernel> Mailboxes<K> {
         let leaf = &self.leaves[target.index() * self.leaf_words + word];
         MarkPlace {
             leaf: Some((leaf, 1 << (source.number() % 64))),
-            group: group_bit(word / self.words_per_group),
+            group: group_bit(self.group_of(source.index())),
         }
+    }
+
+    /// The group of a source, which may not exist.
+    #[inline(always)]
+    pub(crate) const fn group_of(&self, source: usize) -> usize {
+        if self.leaf_words == 0 { source } else { source / 64 / self.words_per_group }
     }
 
     /// Whether the group bits are the sources.

@@ -87,7 +87,7 @@ impl<K: Kernel> Caller<'_, K> {
     /// # Errors
     /// As for [`call_many`](Caller::call_many).
     pub fn call_if<P: Fn(Cpu) -> bool, F: Fn(Cpu) + Sync>(
-        &self,
+        self,
         predicate: P,
         closure: F,
     ) -> Result<(), ManyError<K>> {
@@ -146,8 +146,8 @@ impl<K: Kernel> Caller<'_, K> {
             let mut luggage = Luggage::uninit();
             // SAFETY: luggage has room for a pointer at its start and is aligned for one.
             unsafe { luggage.as_mut_ptr().cast::<*const F>().write(closure) };
-            let mut pending = PendingMany { here, level, queued_at: Instant::default(), settled: false };
-            pending.queue(&set, Payload { run: run_shared::<F>, luggage }, &mut failures);
+            let mut pending = PendingMany { here, level, rung_at: self.started, settled: false };
+            pending.queue(&set, Payload { run: Some(run_shared::<F>), luggage }, &mut failures);
             pending
         });
         if run_here {
@@ -181,11 +181,12 @@ fn online<K: Kernel>(wanted: impl Fn(Cpu) -> bool) -> K::CpuSet {
 }
 
 /// A call to many that is under way. Dropping it unsettled (a closure panics) withdraws what is unclaimed and waits for
-/// the rest.
+/// the rest, serving meanwhile: a second panic there aborts.
 struct PendingMany<K: Kernel> {
     here: Here<K>,
     level: usize,
-    queued_at: Instant,
+    /// When the last ring was sent: from then on answers are due.
+    rung_at: Instant,
     settled: bool,
 }
 
@@ -213,7 +214,8 @@ impl<K: Kernel> PendingMany<K> {
                 claims.store(bits, Release);
             }
         }
-        self.queued_at = boxes.trace(me, EventKind::ManyQueued, None, self.level, total);
+        mine.counters().calls_sent.add(total);
+        boxes.trace(me, EventKind::ManyQueued, None, self.level, total);
 
         let mut quiet = K::CpuSet::EMPTY;
         let mut rings = 0;
@@ -229,19 +231,19 @@ impl<K: Kernel> PendingMany<K> {
                 // If the closing CPU has claimed it all the same, it is waited for like any other.
                 Marked::Closed => {
                     if self.withdraw(target) {
+                        mine.counters().calls_refused.add(1);
                         failures.offline.insert(target);
                     }
                 }
             }
         }
         match only {
-            Some(target) if rings == 1 => boxes.ring(me, target),
+            Some(target) if rings == 1 => drop(boxes.ring(me, target)),
             Some(_) => boxes.ring_many(me, &quiet),
             None => {}
         }
-        let refused = failures.offline.len() as u64;
-        mine.counters().calls_refused.add(refused.min(total));
-        mine.counters().calls_sent.add(total - refused.min(total));
+        // Marking thousands takes a while: the back-off is measured from the end.
+        self.rung_at = K::now();
     }
 
     /// Takes the call back from one target. False if it has claimed it.
@@ -282,7 +284,7 @@ impl<K: Kernel> PendingMany<K> {
     }
 
     fn wait(&mut self, caller: &Caller<'_, K>, failures: &mut ManyFailures<K>) {
-        let mut ladder = Ladder::new(caller, self.queued_at);
+        let mut ladder = Ladder::new(caller, self.rung_at);
         let attended = caller.interrupts_off.then(|| Attended::begin(self.here));
         loop {
             if let Woken::Met(0) = self.wait_once(caller.interrupts_off, ladder.next_step()) {
@@ -317,8 +319,9 @@ impl<K: Kernel> PendingMany<K> {
     fn climb(&mut self, ladder: &mut Ladder, now: Instant, failures: &mut ManyFailures<K>) {
         let Here { boxes, me: source, .. } = self.here;
         if !ladder.has_ended(now) {
-            ladder.look::<K>(source, self.unclaimed(), now, |closed| {
+            ladder.look::<K>(source, self.unclaimed(), now, |here, closed| {
                 if self.withdraw(closed) {
+                    here.mine.counters().calls_refused.add(1);
                     failures.offline.insert(closed);
                 }
             });
@@ -326,9 +329,7 @@ impl<K: Kernel> PendingMany<K> {
         }
         let Some(first) = self.unclaimed().next() else {
             // All are claimed, and somebody still runs it (law L4).
-            if let Some(target) = boxes.runner_of(source) {
-                ladder.go_on(boxes, target, now);
-            }
+            ladder.go_on(boxes, source, boxes.runner_of(source), now);
             return;
         };
         let diagnosis = ladder.diagnose(boxes, first, now);

@@ -14,7 +14,7 @@ use core::sync::atomic::Ordering::SeqCst;
 
 use crate::door::{ATTENDED, OPEN};
 use crate::{Cpu, Kernel, Mailbox, Mailboxes};
-use smpcall_machine::{EventKind, Ipi};
+use smpcall_machine::{EventKind, Instant, Ipi};
 
 /// What a mark met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,14 +68,15 @@ impl<K: Kernel> Mailboxes<K> {
         mailbox.door.0.load(SeqCst) & (place.group | ATTENDED | OPEN) == place.group | OPEN
     }
 
-    /// Rings one CPU. A send that fails counts as a lost ring: whoever waits rings again.
-    pub(crate) fn ring(&self, me: Cpu, target: Cpu) {
-        self.trace(me, EventKind::Rung, Some(target), 0, 1);
+    /// Rings one CPU; returns when. A send that fails counts as a lost ring: whoever waits rings again.
+    pub(crate) fn ring(&self, me: Cpu, target: Cpu) -> Instant {
+        let rung_at = self.trace(me, EventKind::Rung, Some(target), 0, 1);
         if let Some(mine) = self.get(me) {
             mine.counters().rings_sent.add(1);
         }
         let sent = K::send(target, Ipi::Ring);
         self.note_ring(me, Some(target), sent);
+        rung_at
     }
 
     /// Rings several CPUs.

@@ -27,10 +27,16 @@ impl<K: Kernel> CrossCall<K> {
     /// afterwards. Called by the CPU itself, with interrupts disabled, as its last act before it goes offline.
     ///
     /// # Panics
-    /// From inside a served closure or post, or while this CPU waits for a call: what such a context has taken
-    /// would run on an offline CPU.
+    /// From inside a served closure or post, or a wait of this CPU with interrupts off: what such a context has taken
+    /// would run on an offline CPU. From an NMI handler.
     pub fn close(guard: &mut InterruptsOff<K>) {
-        let Some(here) = Here::<K>::new(guard.cpu()) else { return };
+        let _ = guard;
+        let pinned = InterruptsOff::<K>::new();
+        let Some(here) = Here::<K>::new(pinned.cpu()) else { return };
+        assert!(
+            !K::in_nmi(),
+            "a mailbox cannot be closed from an NMI handler: it may have interrupted a pass"
+        );
         let attended = here.mine.door.0.load(Relaxed) & ATTENDED != 0;
         assert!(
             here.mine.own.0.depth.get() == 0 && !attended,
@@ -43,7 +49,7 @@ impl<K: Kernel> CrossCall<K> {
         }
         here.mine.close_posts();
         // Whoever was marked before the swap is in `taken`; who comes later is refused and withdraws, or loses
-        // that race and waits for what runs here. One budget suffices for a machine: it is as large as needed.
+        // that race and waits for what runs here. No budget ends this pass.
         // The posts are in the backlog already: the list must not be taken again, which would open it.
         here.run_marked(taken & MARKS & !POSTS, &mut { u32::MAX });
         here.boxes.trace(here.me, EventKind::MailboxClosed, None, 0, 0);

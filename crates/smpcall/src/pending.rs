@@ -17,7 +17,8 @@ pub(crate) struct Pending<K: Kernel> {
     pub(crate) here: Here<K>,
     pub(crate) level: usize,
     pub(crate) target: Cpu,
-    pub(crate) queued_at: Instant,
+    /// When it was rung for, or queued if somebody else had rung: from then on an answer is due.
+    pub(crate) rung_at: Instant,
     pub(crate) settled: bool,
 }
 
@@ -63,7 +64,7 @@ impl<K: Kernel> Pending<K> {
     /// Waits until the call has run or is withdrawn, serving meanwhile.
     #[inline]
     pub(crate) fn wait(mut self, caller: &Caller<'_, K>, may_leave: bool) -> Result<(), CallError> {
-        let mut ladder = Ladder::new(caller, self.queued_at);
+        let mut ladder = Ladder::new(caller, self.rung_at);
         let attended = caller.interrupts_off.then(|| Attended::begin(self.here));
         let result = loop {
             if let Woken::Met(0) = self.wait_once(caller.interrupts_off, ladder.next_step()) {
@@ -125,7 +126,7 @@ impl<K: Kernel> Pending<K> {
                 if may_leave {
                     return Some(Err(self.leave_behind(diagnosis)));
                 }
-                ladder.go_on(self.here.boxes, self.target, now);
+                ladder.go_on(self.here.boxes, self.here.me, Some(self.target), now);
             }
             return None;
         }
@@ -133,13 +134,13 @@ impl<K: Kernel> Pending<K> {
         // Relaxed: only a queued call can be unanswered; a claim that is just being made is seen next time.
         let queued = phase(self.state().load(Relaxed)) == QUEUED;
         let target = queued.then_some(self.target);
-        ladder.look::<K>(self.here.me, target.into_iter(), now, |_| closed = true);
+        ladder.look::<K>(self.here.me, target.into_iter(), now, |_, _| closed = true);
         (closed && self.withdraw(EventKind::CallRefused)).then_some(Err(CallError::Offline))
     }
 
     /// Leaves a claimed `'static` call: its level is free when the target has finished it.
     fn leave_behind(&mut self, diagnosis: crate::Diagnosis) -> CallError {
-        // Release: whoever takes the level over does so after this caller's last look at it.
+        // Release: whoever takes the level over, having read this, does so after this caller's last look at it.
         self.here.mine.left_behind.fetch_or(1 << self.level, Release);
         self.settle(EventKind::CallLeft);
         CallError::Unfinished(diagnosis)

@@ -1,6 +1,6 @@
 //! Posts: asynchronous, without allocation. A node is handed over by its owner and comes back when it is run.
 //!
-//! Each mailbox has a list, newest first: a null pointer is open and empty, a sentinel is closed. The node's
+//! Each mailbox has a list, newest first: a null pointer is closed, a sentinel is open and empty. The node's
 //! state keeps it from being queued twice:
 //!
 //! | from | to | by |
@@ -51,9 +51,19 @@ pub(crate) struct Link<K: Kernel> {
     run: unsafe fn(NonNull<Link<K>>),
 }
 
-/// The head of a closed list: an address that no link has.
+/// The head of a closed list: zero, so that mailboxes in statics cost nothing.
 pub(crate) const fn closed<K: Kernel>() -> *mut Link<K> {
+    core::ptr::null_mut()
+}
+
+/// The head of an open and empty list, and the end of one: an address that no link has.
+const fn empty<K: Kernel>() -> *mut Link<K> {
     core::ptr::without_provenance_mut(1)
+}
+
+/// The link at an address that may be `closed` or `empty`.
+fn link_at<K: Kernel>(address: *mut Link<K>) -> Option<NonNull<Link<K>>> {
+    NonNull::new(address).filter(|link| link.as_ptr() != empty())
 }
 
 /// What to do when a post is run. Implemented for the value inside it.
@@ -168,10 +178,6 @@ unsafe impl<K: Kernel, T: Send + 'static> Handover<K, T> for alloc::boxed::Box<P
     }
 }
 
-// SAFETY: the link is made of atomics and a function pointer; the value is reached through a handle, whose
-// `Handover` implementation has the bound that it needs.
-unsafe impl<K: Kernel, T: Sync> Sync for Post<K, T> {}
-
 /// # Safety
 /// `link` is the first field of a `Post<K, T>` that was handed over and is taken back here.
 unsafe fn run_handle<K: Kernel, T: Deferred<K>>(link: NonNull<Link<K>>) {
@@ -269,8 +275,9 @@ impl<K: Kernel> Here<K> {
                 return Err(PostRefusal::Offline);
             }
             node.next.store(head, Relaxed);
-            // Release: node and value are visible to the runner that takes the list.
-            match theirs.posts.0.compare_exchange(head, link.as_ptr(), Release, Relaxed) {
+            // Release: node and value are visible to the runner that takes the list. Acquire: whoever finds the list
+            // open marks the door after it was opened.
+            match theirs.posts.0.compare_exchange(head, link.as_ptr(), AcqRel, Relaxed) {
                 Ok(_) => break,
                 Err(found) => head = found,
             }
@@ -293,28 +300,33 @@ impl<K: Kernel> Mailbox<K> {
     /// Moves what is on the list to the end of the backlog, oldest first. By the owner, with interrupts off.
     pub(crate) fn take_posts(&self) {
         // Acquire: nodes and values as their posters left them.
-        let newest = self.posts.0.swap(core::ptr::null_mut(), Acquire);
+        let newest = self.posts.0.swap(empty(), Acquire);
         self.append_reversed(newest);
+    }
+
+    /// Whether posts wait on the open list.
+    pub(crate) fn has_posts(&self) -> bool {
+        // Relaxed: for posts of a source whose call was seen with acquire ordering; those were listed before.
+        link_at(self.posts.0.load(Relaxed)).is_some()
     }
 
     /// Closes the list and moves what was on it to the backlog.
     pub(crate) fn close_posts(&self) {
-        // AcqRel: as above, and posters that see it closed see the door closed.
-        let newest = self.posts.0.swap(closed(), AcqRel);
-        if newest != closed() {
-            self.append_reversed(newest);
-        }
+        // Acquire: as above.
+        let newest = self.posts.0.swap(closed(), Acquire);
+        self.append_reversed(newest);
     }
 
     /// Opens a closed list. The door is open already.
     pub(crate) fn open_posts(&self) {
-        self.posts.0.store(core::ptr::null_mut(), Release);
+        // Release: see `push`.
+        self.posts.0.store(empty(), Release);
     }
 
     fn append_reversed(&self, newest: *mut Link<K>) {
         let mut oldest_first: *mut Link<K> = core::ptr::null_mut();
         let mut next = newest;
-        while let Some(link) = NonNull::new(next) {
+        while let Some(link) = link_at(next) {
             // SAFETY: a link that was on the list is alive, and this CPU's until it is run.
             let link = unsafe { link.as_ref() };
             let older = link.next.load(Relaxed);
@@ -338,13 +350,6 @@ impl<K: Kernel> Mailbox<K> {
         // SAFETY: as in `append_reversed`.
         self.backlog.store(unsafe { link.as_ref() }.next.load(Relaxed), Relaxed);
         Some(link)
-    }
-
-    /// Puts the post that `next_post` gave back to its place.
-    pub(crate) fn put_back_post(&self, link: NonNull<Link<K>>) {
-        // SAFETY: as in `append_reversed`.
-        unsafe { link.as_ref() }.next.store(self.backlog.load(Relaxed), Relaxed);
-        self.backlog.store(link.as_ptr(), Relaxed);
     }
 }
 

@@ -1,6 +1,7 @@
 //! Is a CPU alive, where, and are its interrupts disabled? Asked by NMI, answered from the NMI handler.
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::time::Duration;
 
 use crate::door::OPEN;
 use crate::ladder::Probed;
@@ -9,16 +10,26 @@ use crate::serve::Here;
 use crate::{Cpu, Kernel, Mailbox, Mailboxes, TargetState};
 use smpcall_machine::{EventKind, Ipi};
 
+/// How long a probe that is not answered keeps others from sending one.
+const PATIENCE: Duration = Duration::from_millis(10);
+
 impl<K: Kernel> Mailboxes<K> {
-    /// Sends a probe; none if the machine has no NMI or the target has not declared that it takes them.
+    /// Sends a probe, unless another CPU has just done so: its answer serves both. None if the machine has no NMI, the
+    /// target has not declared that it takes them, or is seen to be busy in a closure.
     pub(crate) fn probe(&self, me: Cpu, target: Cpu, theirs: &Mailbox<K>) -> Option<Probed> {
-        // Relaxed: a flag that says nothing about other data.
-        if !K::HAS_NMI || theirs.takes_nmi.load(Relaxed) == 0 {
+        // Relaxed: flags that say nothing about other data.
+        if !K::HAS_NMI || theirs.takes_nmi.load(Relaxed) == 0 || theirs.own.0.running.get() != 0 {
             return None;
         }
         let answers_before = theirs.own.0.probe_answers.get();
-        // Release: the count above was read before an answer to this can be given.
-        theirs.probe_wanted.store(1, Release);
+        let now = K::now().as_nanos().max(1);
+        let asked = theirs.probe_wanted.load(Relaxed);
+        let recently = asked != 0 && now.wrapping_sub(asked) < PATIENCE.as_nanos() as u64;
+        // Release: the count above was read before an answer to this can be given. If another CPU is faster, the probe is
+        // its to send.
+        if recently || theirs.probe_wanted.compare_exchange(asked, now, Release, Relaxed).is_err() {
+            return Some(Probed { target, answers_before });
+        }
         self.trace(me, EventKind::ProbeSent, Some(target), 0, 0);
         if let Some(mine) = self.get(me) {
             mine.counters().probes_sent.add(1);
@@ -42,17 +53,16 @@ impl<K: Kernel> Mailboxes<K> {
             return TargetState::Offline;
         }
         let own = &theirs.own.0;
-        let answer = probed.map(|probed| own.probe_answers.get() != probed.answers_before);
-        if answer == Some(false) {
-            return TargetState::NoSignOfLife;
-        }
         match own.running.get() {
             0 => {}
             Own::POST_RUNS => return TargetState::Busy { caller: None },
             caller => return TargetState::Busy { caller: Some(Cpu::new(caller as u32 - 1)) },
         }
-        if answer.is_none() {
+        let Some(probed) = probed.filter(|probed| probed.target == target) else {
             return TargetState::NotProbed;
+        };
+        if own.probe_answers.get() == probed.answers_before {
+            return TargetState::NoSignOfLife;
         }
         let word = own.probe_answer.get();
         // Bit 63 of a canonical address repeats bit 62.

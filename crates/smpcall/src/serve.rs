@@ -1,14 +1,14 @@
 //! A serve pass: takes everything that a mailbox holds, and runs it. Interrupts are off throughout; no lock exists.
 //!
-//! A pass swaps the door once, so it is bounded by what was marked then: at most one call a slot of each
-//! source, and the posts, which the budget bounds. Posts run before calls, so that a source's posts run before
-//! its later calls. What a pass does not get to - its budget is spent, or a closure panics - is marked again.
-//! A closure may itself call and wait; that wait makes passes of its own, nested in this one.
+//! A pass swaps the door once, so it is bounded by what was there then: the posts, and at most one call a slot of
+//! each source. A source's posts run before its later calls. Sources are served in ascending order, beginning where
+//! the last pass ended by its budget. What a pass does not get to - its budget is spent, or a closure panics - is
+//! marked again. A closure may itself call and wait; that wait makes passes of its own, nested in this one.
 
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 use crate::attend::Attended;
-use crate::door::{ALL_GROUPS, ATTENDED, FIRST_GROUP, MARKS, OPEN, POSTS, RESCHEDULE, group_bit};
+use crate::door::{ALL_GROUPS, ATTENDED, FIRST_GROUP, GROUPS, MARKS, OPEN, POSTS, RESCHEDULE, group_bit};
 use crate::mailbox::Own;
 use crate::slot::{CLAIMED, DONE, LEVELS, MANY, PANICKED, QUEUED, SOME_PANICKED, phase, state_for};
 use crate::{Cpu, Kernel, Mailbox, Mailboxes, Word};
@@ -37,6 +37,11 @@ impl<K: Kernel> Here<K> {
         Some(Self { boxes, me, mine: boxes.get(me)? })
     }
 
+    /// Passes under way on this CPU.
+    pub(crate) fn depth(&self) -> u64 {
+        self.own().depth.get()
+    }
+
     fn own(&self) -> &'static Own {
         &self.mine.own.0
     }
@@ -44,6 +49,11 @@ impl<K: Kernel> Here<K> {
     /// Serves the mailbox until it is quiet or the budget is spent. Returns whether there was anything.
     #[inline]
     pub(crate) fn serve(&self) -> bool {
+        const { assert!(K::BUDGET > 0, "an interrupt that may run nothing serves nobody") }
+        if K::in_nmi() {
+            // It may have interrupted a pass.
+            return false;
+        }
         // Relaxed: only this CPU opens, closes and attends; a mark that is just being set comes with a ring.
         let door = self.mine.door.0.load(Relaxed);
         if door & OPEN == 0 || door & MARKS == 0 {
@@ -83,13 +93,18 @@ impl<K: Kernel> Here<K> {
     /// Runs what the marks stand for. The door has been swapped.
     #[inline(never)]
     pub(crate) fn run_marked(&self, taken: u64, budget: &mut u32) {
-        // A pass costs too: marks whose calls were withdrawn must not keep an interrupt busy for ever.
-        *budget = budget.saturating_sub(1);
         self.mine.counters().passes.add(1);
         self.boxes.trace(self.me, EventKind::MarksTaken, None, 0, taken);
-        let mut remaining =
-            Remaining { here: *self, kinds: taken & !ALL_GROUPS, groups: taken & ALL_GROUPS, leaf: None };
         let depth = Depth::enter(self.own());
+        let before = *budget;
+        let mut remaining = Remaining {
+            here: *self,
+            kinds: taken & !ALL_GROUPS,
+            groups: taken & ALL_GROUPS,
+            first: self.own().next_source.get() as usize,
+            leaf: None,
+            current: None,
+        };
 
         if remaining.kinds & RESCHEDULE != 0 {
             remaining.kinds &= !RESCHEDULE;
@@ -100,39 +115,47 @@ impl<K: Kernel> Here<K> {
         if remaining.kinds & POSTS != 0 {
             self.mine.take_posts();
         }
-        // A nested pass drains what the outer one took from the list: posts come before later calls.
-        if !self.run_posts(budget) {
-            remaining.kinds |= POSTS;
-            drop(remaining);
-            drop(depth);
-            return;
-        }
+        // A nested pass runs what the outer one took from the list: posts come before later calls.
+        remaining.kinds |= POSTS;
+        self.run_posts(budget);
         remaining.kinds = 0;
 
-        while *budget > 0
-            && let Some(source) = remaining.next_source()
-        {
+        while let Some(source) = remaining.next_source() {
+            remaining.current = Some(source);
             self.run_calls_of(source, budget);
+            remaining.current = None;
+            if *budget == 0 {
+                self.own().next_source.set(u64::from(source.number()) + 1);
+                break;
+            }
         }
         drop(remaining);
+        if *budget == before {
+            // A pass costs too: marks whose calls were withdrawn must not keep an interrupt busy for ever.
+            *budget = budget.saturating_sub(1);
+        }
         drop(depth);
     }
 
-    /// Runs the backlog. False if the budget ended it.
-    fn run_posts(&self, budget: &mut u32) -> bool {
+    /// Runs the backlog, all of it: what comes meanwhile goes on the list.
+    fn run_posts(&self, budget: &mut u32) {
         while let Some(link) = self.mine.next_post() {
-            if *budget == 0 {
-                self.mine.put_back_post(link);
-                return false;
-            }
-            *budget -= 1;
+            *budget = budget.saturating_sub(1);
             self.boxes.trace(self.me, EventKind::PostRun, None, 0, 0);
             self.mine.counters().posts_run.add(1);
             let _running = Running::note(self.own(), Own::POST_RUNS);
             // SAFETY: the link was on this CPU's list, so it is a queued post that nobody else takes.
             unsafe { crate::post::run(link) };
         }
-        true
+    }
+
+    /// Before a call is claimed: runs the posts that its source may have made before it, and that came after this pass
+    /// took the list. The call was seen with acquire ordering, so they are on the list now.
+    fn run_earlier_posts(&self, budget: &mut u32) {
+        if self.mine.has_posts() {
+            self.mine.take_posts();
+        }
+        self.run_posts(budget);
     }
 
     /// Claims and runs the calls that `source` has for this CPU.
@@ -140,9 +163,10 @@ impl<K: Kernel> Here<K> {
         let Some(theirs) = self.boxes.get(source) else { return };
         for level in 0..LEVELS {
             let state = &theirs.states.0[level];
-            // Relaxed: the swap that took the mark has made the state that was stored before it visible.
-            let seen = state.load(Relaxed);
+            // Acquire: for the posts before it. (The swap that took the mark has made the state visible.)
+            let seen = state.load(Acquire);
             if seen == state_for(QUEUED, self.me) {
+                self.run_earlier_posts(budget);
                 // Acquire: the payload is read after this and not before. This step decides against the
                 // caller's withdrawal.
                 let claimed = state_for(CLAIMED, self.me);
@@ -153,8 +177,12 @@ impl<K: Kernel> Here<K> {
             } else if phase(seen) == MANY {
                 let word = &self.boxes.claims_of(source, level)[self.me.index() / 64];
                 let bit = 1 << (self.me.number() % 64);
-                // The load spares those who are no target a write. Acquire as above.
-                if word.load(Relaxed) & bit != 0 && word.fetch_and(!bit, Acquire) & bit != 0 {
+                // The load spares those who are no target a write. Acquire: for the posts, and as above.
+                if word.load(Acquire) & bit == 0 {
+                    continue;
+                }
+                self.run_earlier_posts(budget);
+                if word.fetch_and(!bit, Acquire) & bit != 0 {
                     *budget = budget.saturating_sub(1);
                     let panicked = &self.boxes.panics_of(source, level)[self.me.index() / 64];
                     let count = &theirs.slots[level].count;
@@ -174,9 +202,9 @@ impl<K: Kernel> Here<K> {
         let payload = unsafe { theirs.slots[level].payload.read() };
         let running = Running::note(self.own(), u64::from(source.number()) + 1);
         let mut finish = Finish { here: *self, source, level, completion, panicked: true };
-        // SAFETY: the payload's function and luggage belong together, and the claim makes this the only run
+        // SAFETY: a queued call has a function. It and the luggage belong together, and the claim makes this the only run
         // on this CPU. The frame behind the luggage lives until the completion (law L4).
-        unsafe { (payload.run)(&payload.luggage, self.me) };
+        unsafe { payload.run.unwrap_unchecked()(&payload.luggage, self.me) };
         finish.panicked = false;
         drop(finish);
         drop(running);
@@ -223,31 +251,45 @@ struct Remaining<K: Kernel> {
     here: Here<K>,
     kinds: u64,
     groups: u64,
-    /// The leaf word in work: the word, the bits left, its first source; and the next words of its group.
+    /// The source to begin with, if it is among them; the others follow in ascending order, and around.
+    first: usize,
     leaf: Option<Leaf<K>>,
+    /// The source whose calls are being run: another of its levels may not have been looked at.
+    current: Option<Cpu>,
 }
 
+/// The leaf word in work, and the next words of its group.
 struct Leaf<K: Kernel> {
     words: &'static [Word<K>],
     index: usize,
+    /// The bits left of the word.
     bits: u64,
-    first_source: usize,
+    /// The source of the word's lowest bit.
+    lowest: usize,
     group: u64,
 }
 
+/// Takes the first set bit at or above `first`, or else the lowest.
+#[inline]
+fn take_bit(bits: &mut u64, first: u32) -> u32 {
+    let above = *bits & (!0 << first);
+    let bit = if above == 0 { bits.trailing_zeros() } else { above.trailing_zeros() };
+    *bits &= !(1 << bit);
+    bit
+}
+
 impl<K: Kernel> Remaining<K> {
-    /// The next marked source, in ascending order.
+    /// The next marked source.
     #[inline]
     fn next_source(&mut self) -> Option<Cpu> {
         loop {
             if let Some(leaf) = &mut self.leaf {
                 if leaf.bits != 0 {
-                    let source = leaf.first_source + leaf.bits.trailing_zeros() as usize;
-                    leaf.bits &= leaf.bits - 1;
-                    return Some(Cpu::new(source as u32));
+                    let bit = take_bit(&mut leaf.bits, (self.first % 64) as u32);
+                    return Some(Cpu::new(leaf.lowest as u32 + bit));
                 }
                 leaf.index += 1;
-                leaf.first_source += 64;
+                leaf.lowest += 64;
                 match leaf.words.get(leaf.index) {
                     // Swapped even if it looks empty: a load could miss a mark whose sender saw the group bit.
                     Some(word) => leaf.bits = word.swap(0, SeqCst),
@@ -258,14 +300,14 @@ impl<K: Kernel> Remaining<K> {
             if self.groups == 0 {
                 return None;
             }
-            let group = (self.groups.trailing_zeros() - FIRST_GROUP) as usize;
-            self.groups &= !group_bit(group);
+            let first = self.here.boxes.group_of(self.first) % GROUPS;
+            let group = (take_bit(&mut self.groups, FIRST_GROUP + first as u32) - FIRST_GROUP) as usize;
             if self.here.boxes.is_flat() {
                 return Some(Cpu::new(group as u32));
             }
-            let (words, first_source) = self.here.boxes.leaves_of(self.here.me, group);
+            let (words, lowest) = self.here.boxes.leaves_of(self.here.me, group);
             let bits = words.first().map_or(0, |word| word.swap(0, SeqCst));
-            self.leaf = Some(Leaf { words, index: 0, bits, first_source, group: group_bit(group) });
+            self.leaf = Some(Leaf { words, index: 0, bits, lowest, group: group_bit(group) });
         }
     }
 }
@@ -273,6 +315,7 @@ impl<K: Kernel> Remaining<K> {
 impl<K: Kernel> Drop for Remaining<K> {
     #[inline]
     fn drop(&mut self) {
+        let Here { boxes, me, mine } = self.here;
         let mut door = self.kinds | self.groups;
         if let Some(leaf) = &self.leaf {
             if leaf.bits != 0
@@ -284,7 +327,11 @@ impl<K: Kernel> Drop for Remaining<K> {
             door |= leaf.group;
         }
         if door != 0 {
-            self.here.mine.door.0.fetch_or(door, SeqCst);
+            mine.door.0.fetch_or(door, SeqCst);
+        }
+        if let Some(source) = self.current {
+            // A closure panics. Whoever comes to serve next is told by the end of the attendance.
+            boxes.mark(me, mine, source);
         }
     }
 }

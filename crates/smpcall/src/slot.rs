@@ -61,8 +61,9 @@ pub(crate) type Luggage = MaybeUninit<[usize; 3]>;
 /// What to run. Copied out of the slot by the target after it has claimed the call.
 #[derive(Clone, Copy)]
 pub(crate) struct Payload {
-    /// Runs the closure on the CPU that is named. The luggage is the target's own copy.
-    pub(crate) run: unsafe fn(&Luggage, Cpu),
+    /// Runs the closure on the CPU that is named. The luggage is the target's own copy. None before the slot's
+    /// first call: so an idle slot is all zeroes, and statics cost nothing.
+    pub(crate) run: Option<unsafe fn(&Luggage, Cpu)>,
     pub(crate) luggage: Luggage,
 }
 
@@ -74,11 +75,9 @@ pub(crate) struct Slot<K: Kernel> {
     pub(crate) count: Word<K>,
 }
 
-fn nothing(_: &Luggage, _: Cpu) {}
-
 impl<K: Kernel> Slot<K> {
     pub(crate) const NEW: Self = Self {
-        payload: Plain::<K, _>::new(Payload { run: nothing, luggage: MaybeUninit::uninit() }),
+        payload: Plain::<K, _>::new(Payload { run: None, luggage: MaybeUninit::uninit() }),
         count: Word::<K>::new(0),
     };
 }

@@ -36,7 +36,7 @@ pub struct Storage<
 impl<K: Kernel, const CPUS: usize, const LEAF_WORDS: usize, const SET_WORDS: usize, const EVENTS: usize>
     Storage<K, CPUS, LEAF_WORDS, SET_WORDS, EVENTS>
 {
-    /// Closed and empty mailboxes. All zero bytes but for the post lists.
+    /// Closed and empty mailboxes: all zero bytes.
     #[expect(clippy::new_without_default, reason = "made in statics only; megabytes on a stack otherwise")]
     pub const fn new() -> Self {
         Self {
@@ -62,10 +62,10 @@ impl<K: Kernel, const CPUS: usize, const LEAF_WORDS: usize, const SET_WORDS: usi
 
 /// A static with the mailboxes of a machine: `mailboxes! { static MAILBOXES: MyKernel = 64 CPUs, 128 events }`.
 ///
-/// The events are per CPU, a power of two, or 0 for no event ring.
+/// The events are per CPU, a power of two up to 16,384, or 0 for no event ring. Both are literals, constants or blocks.
 #[macro_export]
 macro_rules! mailboxes {
-    ($(#[$attribute:meta])* $visibility:vis static $name:ident: $kernel:ty = $cpus:literal CPUs, $events:literal events) => {
+    ($(#[$attribute:meta])* $visibility:vis static $name:ident: $kernel:ty = $cpus:tt CPUs, $events:tt events) => {
         $(#[$attribute])*
         $visibility static $name: $crate::Mailboxes<$kernel> = {
             static STORAGE: $crate::Storage<
