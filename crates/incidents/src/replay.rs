@@ -12,10 +12,6 @@ use crate::incident::{Fault, Incident, Options, ReplayError, When};
 use crate::laws::Laws;
 use crate::lost_call;
 
-/// How much is drawn for each CPU, on the average. What the incident is about takes about fifteen for each; the rest are
-/// ticks and idle times, which are counted in the picture instead.
-const DRAWN_PER_CPU: usize = 18;
-
 /// How a replay ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
 #[serde(rename_all = "lowercase")]
@@ -79,7 +75,18 @@ impl Replay {
     /// The picture of what happened, as an SVG document.
     pub fn timeline(&self) -> String {
         let title = format!("{}, as {}: {}", self.incident, self.when, self.outcome);
-        let subtitle = format!("{} CPUs, routing {}, seed {}", self.cpus, self.routing, self.seed);
+        let verdicts = self.diagnosis.verdicts.iter().map(|verdict| match verdict.cpu {
+            Some(cpu) => format!("{} at CPU {cpu}", verdict.kind.name()),
+            None => verdict.kind.name().to_owned(),
+        });
+        let subtitle = format!(
+            "{} CPUs, routing {}, seed {}, fault {}; diagnosis: {}",
+            self.cpus,
+            self.routing,
+            self.seed,
+            self.fault.name(),
+            verdicts.collect::<Vec<_>>().join(", ")
+        );
         let input = timeline::Input {
             title: &title,
             subtitle: &subtitle,
@@ -87,8 +94,7 @@ impl Replay {
             events: &self.trace.events,
             frame_names: &self.trace.frame_names,
         };
-        let max_drawn = DRAWN_PER_CPU * (self.cpus + 1);
-        timeline::render(&input, &timeline::Options { max_drawn, ..timeline::Options::default() })
+        timeline::render(&input, &timeline::Options::default())
     }
 }
 

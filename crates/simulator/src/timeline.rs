@@ -1,7 +1,8 @@
 //! The picture of a trace: one column per CPU, time downwards, every IPI an arrow, the lost one unmistakable.
 //!
 //! [`render`] turns events into an SVG 1.1 document that can be read on a screen and on paper. Above the picture
-//! stands in words what went wrong; whatever is left out for want of room is counted in the picture itself.
+//! stands in words what went wrong. Ticks, halts and the like that nothing came of are left out, and so is what there
+//! is no room for and what repeats itself; all of it is counted in the picture itself.
 //! Time runs downwards but not to scale: gaps between events are drawn by their square root, idle ones cut short by
 //! a break that says how long it lasted. It knows events, and nothing of the simulator that recorded them.
 
@@ -14,6 +15,7 @@ mod findings;
 mod labels;
 mod marks;
 mod page;
+mod reader;
 #[cfg(test)]
 mod samples;
 mod scale;
@@ -45,16 +47,13 @@ pub struct Input<'a> {
 pub struct Options {
     /// The width in pixels. More CPUs than fit make the picture wider.
     pub width: u32,
-    /// How many IPIs, spans and marks are drawn at most. If there are more, the first losses, repeated rings
-    /// and alarms are drawn with what is nearest to them, and the rest is counted in the breaks.
-    pub max_drawn: usize,
     /// How many CPUs are drawn at most. If there are more, the most eventful ones are drawn.
     pub max_columns: usize,
 }
 
 impl Default for Options {
     fn default() -> Self {
-        Self { width: 1400, max_drawn: 600, max_columns: 64 }
+        Self { width: 1400, max_columns: 64 }
     }
 }
 

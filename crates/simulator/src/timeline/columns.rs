@@ -1,9 +1,9 @@
-//! What lasts on one CPU, drawn on its column: waits, interrupts, closures, frames, halts and wedges.
+//! What lasts on one CPU, drawn on its column: waits, interrupts, closures and wedges.
 
 use super::activity::{Span, SpanKind};
-use super::labels::Style;
+use super::labels::{Rect, Style};
 use super::page::{AMBER, BLUE, GREEN, GREY, INK, Page, RED, Request, plain};
-use super::units::duration;
+use super::units::{count, duration};
 
 /// A bar: how far left of the column's middle it begins, how wide it is, and its colours.
 struct Bar {
@@ -26,11 +26,9 @@ pub(super) fn draw(page: &mut Page<'_>) {
 fn layer(kind: &SpanKind) -> u32 {
     match kind {
         SpanKind::Wedged => 0,
-        SpanKind::Halted => 1,
-        SpanKind::Frame { .. } => 2,
-        SpanKind::Wait { .. } => 3,
-        SpanKind::Interrupt { .. } => 4,
-        SpanKind::Closure { .. } => 5,
+        SpanKind::Wait { .. } => 1,
+        SpanKind::Interrupt { .. } => 2,
+        SpanKind::Closure { .. } | SpanKind::Stopped => 3,
     }
 }
 
@@ -41,9 +39,8 @@ fn bar(kind: &SpanKind, depth: u32, narrow: bool) -> Bar {
         SpanKind::Wedged => {
             Bar { class: "wedged", left: half + 3, width: 2 * half + 6, fill: "url(#hatch)", stroke: RED }
         }
-        SpanKind::Halted => Bar { class: "halted", left: 2, width: 4, fill: "#ffffff", stroke: "#b4bdc8" },
-        SpanKind::Frame { .. } => {
-            Bar { class: "frame", left: half + 4 + 3 * depth, width: 1, fill: "#8794a3", stroke: "none" }
+        SpanKind::Stopped => {
+            Bar { class: "stopped", left: half / 4, width: half / 2, fill: INK, stroke: "none" }
         }
         SpanKind::Wait { expired, .. } => Bar {
             class: "wait",
@@ -95,6 +92,21 @@ fn draw_span(page: &mut Page<'_>, span: &Span) {
             ("stroke", &bar.stroke),
         ],
     );
+    if let SpanKind::Wait { .. } = span.kind {
+        // Of those inside of a break only one that led to what follows it: the others cannot be told apart.
+        let together = page.selection.moments.together;
+        let hidden = |look: u64| {
+            page.scale.breaks.iter().any(|gap| gap.from < look && look.saturating_add(together) < gap.to)
+        };
+        let shown = span.looks.iter().filter(|&&look| !hidden(look));
+        let mut ys: Vec<i32> = shown.map(|&look| page.scale.y(look)).collect();
+        ys.dedup();
+        for y in ys {
+            let look = format!("M{} {y} h{}", left - 4, bar.width + 8);
+            page.svg
+                .leaf("path", &[("class", &"look"), ("d", &look), ("stroke", &RED), ("stroke-width", &2)]);
+        }
+    }
     if span.end.is_none() && bar.width > 3 {
         // A torn lower edge: this goes on.
         let tear =
@@ -102,6 +114,10 @@ fn draw_span(page: &mut Page<'_>, span: &Span) {
         page.svg.leaf("path", &[("d", &tear), ("fill", &"#ffffff")]);
     }
     page.svg.close();
+    if matches!(span.kind, SpanKind::Wait { .. }) && height > 40 {
+        // Labels of others stand beside it.
+        page.obstacles.push(Rect { x: left, y: top, width: bar.width, height });
+    }
     if let Some(request) = label(page, span, &length) {
         page.requests.push(Request { x, aside: Some(page_aside(page)), ..request });
     }
@@ -129,8 +145,7 @@ fn describe(kind: &SpanKind) -> String {
             format!("runs the call{whom}{how}")
         }
         SpanKind::Wedged => "wedged, interrupts off".into(),
-        SpanKind::Halted => "halted".into(),
-        SpanKind::Frame { name } => name.clone(),
+        SpanKind::Stopped => "stopped on purpose, by the crash dump".into(),
     }
 }
 
@@ -148,10 +163,14 @@ fn label(page: &Page<'_>, span: &Span, length: &str) -> Option<Request> {
         SpanKind::Wait { target, frame, expired } => {
             let whom = target.map_or_else(String::new, |cpu| format!(" for CPU {cpu}"));
             let place = frame.as_ref().map_or_else(String::new, |name| format!(" in {name}"));
+            let looks = match span.looks.len() {
+                0 => String::new(),
+                number => ", ".to_owned() + &count(number, "look"),
+            };
             let how = match (span.end, expired) {
-                (None, _) => ", still waiting",
-                (_, true) => ", no answer",
-                _ => "",
+                (None, _) => looks + ", still waiting",
+                (_, true) => looks + ", no answer",
+                _ => looks,
             };
             let texts = vec![
                 format!("waits {length}{whom}{place}{how}"),
@@ -176,9 +195,6 @@ fn label(page: &Page<'_>, span: &Span, length: &str) -> Option<Request> {
         }
         SpanKind::Closure { .. } if longest.is_some() => {
             request(4, begin_y + 6, vec![format!("runs the call for {length}")], plain(11, GREEN))
-        }
-        SpanKind::Frame { name } if longest.is_some() || span.end.is_none() => {
-            request(9, begin_y, vec![name.clone()], plain(11, INK))
         }
         _ => None,
     }

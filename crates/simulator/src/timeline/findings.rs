@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 
 use smpcall_machine::EventKind;
 
-use super::activity::{Activity, Fate, Message, Span, SpanKind};
+use super::activity::{Activity, Fate, Mark, Message, Span, SpanKind};
 use super::units::{count, duration};
 
 /// How bad a finding is.
@@ -31,47 +31,49 @@ const MOST: usize = 5;
 /// What the trace shows.
 pub(super) fn findings(activity: &Activity) -> Vec<Finding> {
     let mut findings = Vec::new();
-    // Senders of lost IPIs: that they wait is said there.
+    let mut add = |severity, text| findings.push(Finding { severity, text });
+    // Of these CPUs a finding says that they wait, or why they stand still.
     let mut told = BTreeSet::new();
+    let mut losses = 0;
     for message in &activity.messages {
         if matches!(message.fate, Fate::Lost(_) | Fate::Rejected(_)) {
             let severity = if message.mended.is_some() { Severity::Mended } else { Severity::Bad };
+            losses += 1;
             // What is only counted in the end needs no text: there may be very many.
-            let text = if findings.len() < MOST { loss(activity, message) } else { String::new() };
-            findings.push(Finding { severity, text });
+            add(severity, if losses <= MOST { loss(activity, message) } else { String::new() });
             told.insert(message.from);
         }
     }
     let at = |time: u64| duration(time.saturating_sub(activity.first));
     for mark in &activity.marks {
+        let (cpu, when) = (mark.cpu, at(mark.time));
         let text = match mark.kind {
-            EventKind::Wedged => {
-                format!("CPU {} is wedged, interrupts off, from {}.", mark.cpu, at(mark.time))
+            EventKind::Wedged => format!("CPU {cpu} is wedged, interrupts off, from {when}."),
+            EventKind::SoftLockup => {
+                format!("Soft lockup on CPU {cpu} at {when}: no progress for {}.", duration(mark.argument))
             }
-            EventKind::SoftLockup => format!(
-                "Soft lockup on CPU {} at {}: no progress for {}.",
-                mark.cpu,
-                at(mark.time),
-                duration(mark.argument)
-            ),
-            EventKind::DumpStarted => format!("CPU {} starts a crash dump at {}.", mark.cpu, at(mark.time)),
-            EventKind::CallWithdrawn => {
-                let target = mark.other.map_or_else(String::new, |other| format!(" to CPU {other}"));
-                format!("CPU {} withdrew its call{target} at {}: it was told.", mark.cpu, at(mark.time))
+            EventKind::DumpStarted => {
+                let stopped = activity.spans.iter().filter(|span| span.kind == SpanKind::Stopped);
+                match stopped.count() {
+                    0 => format!("CPU {cpu} starts a crash dump at {when}."),
+                    number => {
+                        format!("CPU {cpu} starts a crash dump at {when} and stops {}.", count(number, "CPU"))
+                    }
+                }
             }
+            EventKind::CallWithdrawn => withdrawal(activity, mark, &when),
             _ => continue,
         };
-        findings.push(Finding { severity: Severity::Bad, text });
+        add(Severity::Bad, text);
     }
-    for span in activity.spans.iter().filter(|span| span.end.is_none()) {
+    for span in activity.spans.iter().filter(|span| span.end.is_none() && !told.contains(&span.cpu)) {
         if let SpanKind::Wait { target, .. } = &span.kind {
-            if told.contains(&span.cpu) {
-                continue;
-            }
             let whom = target.map_or_else(String::new, |cpu| format!(" for CPU {cpu}"));
             let length = duration(activity.last - span.begin);
-            let text = format!("CPU {} has waited{whom} for {length} when the trace ends.", span.cpu);
-            findings.push(Finding { severity: Severity::Bad, text });
+            add(
+                Severity::Bad,
+                format!("CPU {} has waited{whom} for {length} when the trace ends.", span.cpu),
+            );
         }
     }
     if findings.is_empty() {
@@ -91,28 +93,75 @@ pub(super) fn findings(activity: &Activity) -> Vec<Finding> {
 }
 
 fn loss(activity: &Activity, message: &Message) -> String {
-    let Message { from, to, vector, .. } = *message;
+    let Message { from, to, .. } = *message;
+    let vector = message.what();
     let sent = duration(message.begin().saturating_sub(activity.first));
     let what = match message.fate {
-        Fate::Rejected(_) => format!("IPI {vector:#04x}, CPU {from} to CPU {to}, was not accepted at {sent}"),
-        _ => format!("IPI {vector:#04x}, CPU {from} to CPU {to}, was LOST at {sent}"),
+        Fate::Rejected(_) => format!("IPI {vector}, CPU {from} to CPU {to}, was not accepted at {sent}"),
+        _ => format!("IPI {vector}, CPU {from} to CPU {to}, was LOST at {sent}"),
     };
+    let wait = longest_wait(activity, message);
+    let wait = wait.map(|(span, nanos)| (span.end.is_some(), duration(nanos)));
     if let Some(repeated) = message.mended {
         let after = duration(repeated.saturating_sub(message.begin()));
-        return format!("{what}; the ring was repeated {after} later and taken.");
+        let waited = match wait {
+            Some((true, nanos)) => format!(" CPU {from} waited {nanos} in all."),
+            _ => String::new(),
+        };
+        return format!("{what}; the ring was repeated {after} later and taken.{waited}");
     }
-    let Some(wait) = waiting_since(activity, message) else { return format!("{what}; it was not repeated.") };
-    let lasted = duration(wait.end.unwrap_or(activity.last) - wait.begin);
-    format!("{what}; it was not repeated, and CPU {from} waits {lasted}.")
+    match wait {
+        Some((over, nanos)) => {
+            let still = if over { "waited" } else { "waits" };
+            format!("{what}, and not sent again: CPU {from} {still} {nanos}.")
+        }
+        None => format!("{what}, and not sent again."),
+    }
 }
 
-/// The sender's wait that the loss of a message falls into, or the next one that it begins.
-fn waiting_since<'a>(activity: &'a Activity, message: &Message) -> Option<&'a Span> {
-    activity.spans.iter().find(|span| {
+/// The longest of the sender's waits that a loss can be the cause of, and its nanoseconds: those that last after it and
+/// begin before the next message on the same way.
+fn longest_wait<'a>(activity: &'a Activity, message: &Message) -> Option<(&'a Span, u64)> {
+    let lost = message.begin();
+    let same_way =
+        |next: &&Message| (next.from, next.to) == (message.from, message.to) && next.again.is_none();
+    let later = activity.messages.iter().filter(same_way).map(Message::begin).filter(|&begin| begin > lost);
+    let next = later.min().unwrap_or(u64::MAX);
+    let waits = activity.spans.iter().filter(|span| {
         span.cpu == message.from
             && matches!(span.kind, SpanKind::Wait { target, .. } if target.is_none_or(|cpu| cpu == message.to))
-            && span.end.is_none_or(|end| end > message.begin())
-    })
+            && span.end.is_none_or(|end| end > lost)
+            && span.begin < next
+    });
+    waits.map(|span| (span, span.end.unwrap_or(activity.last) - span.begin)).max_by_key(|&(_, nanos)| nanos)
+}
+
+/// A call that was given up: what was tried before, and what is known of the target.
+fn withdrawal(activity: &Activity, mark: &Mark, when: &str) -> String {
+    let cpu = mark.cpu;
+    let Some(target) = mark.other else {
+        return format!("CPU {cpu} is told at {when} that its call timed out.");
+    };
+    let rings = activity.messages.iter().filter(|message| {
+        (message.from, message.to) == (cpu, target) && message.again.is_some() && message.begin() <= mark.time
+    });
+    let tried = match rings.count() {
+        0 => String::new(),
+        number => format!("after {}, ", count(number, "repeated ring")),
+    };
+    let probed = activity.marks.iter().any(|probe| {
+        probe.kind == EventKind::ProbeSent
+            && (probe.cpu, probe.other) == (cpu, Some(target))
+            && probe.time <= mark.time
+    });
+    let answered =
+        activity.marks.iter().any(|answer| answer.kind == EventKind::ProbeAnswered && answer.cpu == target);
+    let sign = match (probed, answered) {
+        (false, _) => String::new(),
+        (true, true) => format!("; CPU {target} had answered an NMI"),
+        (true, false) => format!("; CPU {target} did not even answer an NMI"),
+    };
+    format!("CPU {cpu} is told at {when}, {tried}that its call to CPU {target} timed out{sign}.")
 }
 
 /// How many IPIs had which fate.

@@ -8,15 +8,14 @@ use super::activity::{Fate, Mark, Message};
 use super::labels::Rect;
 use super::page::{AMBER, BLUE, GREEN, GREY, INK, PURPLE, Page, RED, Request, alarm, plain};
 use super::svg::Svg;
-use super::units::duration;
+use super::units::{count, duration};
 
 /// Draws all IPIs and marks; those that went wrong last, above the others.
 pub(super) fn draw(page: &mut Page<'_>) {
-    let latency = usual_latency(page);
     let mut messages = page.selection.messages.clone();
     messages.sort_by_key(|message| rank(message));
     for message in &messages {
-        draw_message(page, message, latency);
+        draw_message(page, message);
     }
     label_volleys(page);
     for mark in page.selection.marks.clone() {
@@ -32,23 +31,14 @@ fn rank(message: &Message) -> u32 {
     }
 }
 
-/// How long an accepted IPI takes, in the middle: where a lost one would have arrived.
-fn usual_latency(page: &Page<'_>) -> u64 {
-    let took = |message: &Message| match (message.sent, message.fate) {
-        (Some(sent), Fate::Accepted(at)) => Some(at.saturating_sub(sent)),
-        _ => None,
-    };
-    let mut latencies: Vec<u64> = page.activity.messages.iter().filter_map(took).collect();
-    latencies.sort_unstable();
-    latencies.get(latencies.len() / 2).copied().unwrap_or(0)
-}
-
-fn draw_message(page: &mut Page<'_>, message: &Message, latency: u64) {
+fn draw_message(page: &mut Page<'_>, message: &Message) {
     let (from, to) = (page.geometry.x(message.from), page.geometry.x(message.to));
     let top = page.scale.y(message.begin());
     let arrival = match message.fate {
         Fate::Accepted(at) | Fate::Merged(at) | Fate::Rejected(at) => page.scale.y(at),
-        Fate::Lost(_) => page.scale.y(message.begin().saturating_add(latency)).clamp(top + 14, top + 60),
+        Fate::Lost(_) => {
+            page.scale.y(message.begin().saturating_add(page.activity.latency)).clamp(top + 14, top + 60)
+        }
         Fate::OnItsWay => page.scale.y(page.activity.last),
     };
     let class = match (message.fate, message.again) {
@@ -70,10 +60,8 @@ fn draw_message(page: &mut Page<'_>, message: &Message, latency: u64) {
             page.obstacles.push(Rect { x: end.0 - 11, y: end.1 - 11, width: 22, height: 22 });
             page.obstacles.push(Rect { x: to - 10, y: arrival - 10, width: 20, height: 20 });
             let what = if matches!(message.fate, Fate::Lost(_)) { "LOST" } else { "NOT ACCEPTED" };
-            let texts = vec![
-                format!("{what}: {:#04x} never reached CPU {}", message.vector, message.to),
-                what.to_owned(),
-            ];
+            let texts =
+                vec![format!("{what}: {} never reached CPU {}", message.what(), message.to), what.to_owned()];
             let style = alarm(if page.geometry.is_narrow() { 12 } else { 14 }, RED);
             // Beyond the goal, where the arrow does not go.
             page.requests.push(Request {
@@ -105,8 +93,9 @@ fn draw_message(page: &mut Page<'_>, message: &Message, latency: u64) {
     page.svg.close();
     if let Some(attempt) = message.again {
         let texts = vec![
-            format!("RUNG AGAIN (attempt {attempt}): {:#04x} to CPU {}", message.vector, message.to),
-            "RUNG AGAIN".into(),
+            format!("RUNG AGAIN (attempt {attempt}): {} to CPU {}", message.what(), message.to),
+            format!("RUNG AGAIN ({attempt})"),
+            "AGAIN".into(),
         ];
         page.requests.push(Request {
             priority: 1,
@@ -133,23 +122,22 @@ fn describe(page: &Page<'_>, message: &Message) -> String {
         Fate::OnItsWay => "on its way when the trace ends".into(),
     };
     let again = message.again.map_or_else(String::new, |attempt| format!(", attempt {attempt}"));
-    let Message { number, from, to, vector, .. } = message;
-    format!("IPI {number}, vector {vector:#04x}, CPU {from} to CPU {to}{again}: {sent}, {fate}")
+    let Message { number, from, to, .. } = message;
+    format!("IPI {number}, {}, CPU {from} to CPU {to}{again}: {sent}, {fate}", message.what())
 }
 
 /// One label for each row of IPIs that a CPU sends with one vector.
 fn label_volleys(page: &mut Page<'_>) {
-    let mut volleys: BTreeMap<(u32, u32, usize), (u64, usize)> = BTreeMap::new();
+    let mut volleys: BTreeMap<(u32, String, usize), (u64, usize)> = BTreeMap::new();
     for message in &page.selection.messages {
         if message.again.is_none() {
             let burst = page.scale.breaks.partition_point(|gap| gap.to <= message.begin());
-            let volley = volleys.entry((message.from, message.vector, burst)).or_insert((message.begin(), 0));
+            let volley = volleys.entry((message.from, message.what(), burst)).or_insert((message.begin(), 0));
             *volley = (volley.0.min(message.begin()), volley.1 + 1);
         }
     }
-    for ((from, vector, _), (begin, number)) in volleys {
-        let text =
-            if number == 1 { format!("{vector:#04x}") } else { format!("{number} \u{d7} {vector:#04x}") };
+    for ((from, what, _), (begin, number)) in volleys {
+        let text = if number == 1 { what } else { format!("{number} \u{d7} {what}") };
         page.requests.push(Request {
             priority: 7,
             x: page.geometry.x(from),
@@ -179,7 +167,17 @@ fn appearance(mark: &Mark) -> (Glyph, &'static str, Vec<String>, u32) {
             let place = mark.frame.as_ref().map_or_else(String::new, |name| format!(" ({name})"));
             (Glyph::Square, INK, vec![format!("CRASH DUMP STARTS{place}"), "CRASH DUMP".into()], 1)
         }
-        K::CallWithdrawn => (Glyph::Square, RED, whom("call withdrawn:"), 2),
+        K::CallWithdrawn => (
+            Glyph::Square,
+            RED,
+            vec![
+                mark.other.map_or("TOLD: call timed out".into(), |cpu| {
+                    format!("TOLD: call to CPU {cpu} timed out")
+                }),
+                "TOLD".into(),
+            ],
+            1,
+        ),
         K::CallRefused => (Glyph::Square, RED, whom("call refused:"), 2),
         K::CallOverdue => (Glyph::Square, AMBER, whom("call overdue:"), 2),
         K::CallLeft => (Glyph::Square, AMBER, whom("call left behind:"), 2),
@@ -188,11 +186,13 @@ fn appearance(mark: &Mark) -> (Glyph, &'static str, Vec<String>, u32) {
         K::ProbeAnswered => (Glyph::Diamond, PURPLE, just("probe answered"), 4),
         K::BudgetSpent => (Glyph::Dot, AMBER, just("budget spent"), 6),
         K::NmiTaken => (Glyph::Diamond, PURPLE, just("NMI"), 6),
+        K::CallCompleted if mark.other.is_none() => (Glyph::Dot, GREEN, just("call to many returned"), 5),
         K::CallCompleted => (Glyph::Dot, GREEN, whom("call completed"), 5),
-        K::ManyQueued => (Glyph::Dot, INK, vec![format!("call to {} CPUs", mark.argument)], 5),
+        K::ManyQueued => {
+            (Glyph::Dot, INK, vec![format!("call to {}", count(mark.argument as usize, "CPU"))], 5)
+        }
         K::MailboxClosed => (Glyph::Bar, INK, just("mailbox closed"), 6),
         K::MailboxOpened => (Glyph::Bar, GREEN, vec![], 6),
-        K::ProgramEnded => (Glyph::Bar, GREY, vec![], 9),
         // A wedge has a bar of its own, a panic the closure's.
         K::Wedged | K::CallPanicked => (Glyph::Square, RED, vec![], 2),
         _ => (Glyph::Dot, GREEN, vec![], 9),
@@ -329,11 +329,11 @@ fn lost_arrow(svg: &mut Svg, from: (i32, i32), end: (i32, i32), goal: (i32, i32)
     line(svg, (x - 8, y + 8), (x + 8, y - 8), RED, 5, "none");
 }
 
-/// A legend entry: its text and how its glyph is drawn.
-type Entry = (&'static str, fn(&mut Svg, i32, i32));
+/// A legend entry: the class of what it explains, its text and how its glyph is drawn.
+type Entry = (&'static str, &'static str, fn(&mut Svg, i32, i32));
 
 /// The legend: each glyph, drawn beside its text at a left edge and a middle line.
-pub(super) fn legend() -> [Entry; 11] {
+pub(super) fn legend() -> [Entry; 13] {
     fn bar(svg: &mut Svg, x: i32, y: i32, fill: &str, stroke: &str) {
         svg.leaf(
             "rect",
@@ -348,20 +348,25 @@ pub(super) fn legend() -> [Entry; 11] {
         );
     }
     [
-        ("IPI", |svg, x, y| arrow(svg, (x, y), (x + 32, y), BLUE, 1, "none")),
-        ("merged", |svg, x, y| arrow(svg, (x, y), (x + 32, y), BLUE, 1, "5 3")),
-        ("lost", |svg, x, y| {
+        ("ipi accepted", "IPI", |svg, x, y| arrow(svg, (x, y), (x + 32, y), BLUE, 1, "none")),
+        ("ipi merged", "merged", |svg, x, y| arrow(svg, (x, y), (x + 32, y), BLUE, 1, "5 3")),
+        ("ipi lost", "lost", |svg, x, y| {
             line(svg, (x, y), (x + 20, y), RED, 4, "9 4");
             line(svg, (x + 20, y - 5), (x + 30, y + 5), RED, 4, "none");
             line(svg, (x + 20, y + 5), (x + 30, y - 5), RED, 4, "none");
         }),
-        ("rung again", |svg, x, y| arrow(svg, (x, y), (x + 32, y), PURPLE, 3, "none")),
-        ("wait", |svg, x, y| bar(svg, x, y, "#f6c453", AMBER)),
-        ("IPI handler", |svg, x, y| bar(svg, x, y, "#cfe0f3", BLUE)),
-        ("other interrupt", |svg, x, y| bar(svg, x, y, "#e3e6ea", GREY)),
-        ("call running", |svg, x, y| bar(svg, x, y, "#2f9e55", "none")),
-        ("wedged", |svg, x, y| bar(svg, x, y, "url(#hatch)", RED)),
-        ("soft lockup", |svg, x, y| draw_glyph(svg, Glyph::Star, (x + 17, y), RED)),
-        ("crash dump", |svg, x, y| draw_glyph(svg, Glyph::Square, (x + 17, y), INK)),
+        ("ipi again", "rung again", |svg, x, y| arrow(svg, (x, y), (x + 32, y), PURPLE, 3, "none")),
+        ("look", "look", |svg, x, y| {
+            bar(svg, x, y, "#f6c453", AMBER);
+            line(svg, (x + 4, y), (x + 30, y), RED, 2, "none");
+        }),
+        ("wait", "wait", |svg, x, y| bar(svg, x, y, "#f6c453", AMBER)),
+        ("interrupt of-ipi", "IPI handler", |svg, x, y| bar(svg, x, y, "#cfe0f3", BLUE)),
+        ("interrupt other", "other interrupt", |svg, x, y| bar(svg, x, y, "#e3e6ea", GREY)),
+        ("closure", "call running", |svg, x, y| bar(svg, x, y, "#2f9e55", "none")),
+        ("stopped", "stopped by the dump", |svg, x, y| bar(svg, x, y, INK, "none")),
+        ("wedged", "wedged", |svg, x, y| bar(svg, x, y, "url(#hatch)", RED)),
+        ("mark SoftLockup", "soft lockup", |svg, x, y| draw_glyph(svg, Glyph::Star, (x + 17, y), RED)),
+        ("mark DumpStarted", "crash dump", |svg, x, y| draw_glyph(svg, Glyph::Square, (x + 17, y), INK)),
     ]
 }

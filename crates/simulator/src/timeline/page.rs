@@ -4,9 +4,9 @@ use super::activity::{Activity, Fate, SpanKind};
 use super::findings::{Severity, findings, tally};
 use super::labels::{Placer, Rect, Style, text_width};
 use super::scale::Scale;
-use super::selection::{Selection, break_text};
+use super::selection::Selection;
 use super::svg::Svg;
-use super::units::{count, duration};
+use super::units::{count, distinct, duration};
 use super::{Input, Options, columns, marks};
 
 pub(super) const INK: &str = "#1b2430";
@@ -104,8 +104,7 @@ pub(super) fn draw(
     let sentence_lines: usize = sentences.iter().map(|(_, lines)| lines.len()).sum();
     let heading = 40 + 17 * subtitle.len() as i32 + 20 * sentence_lines as i32 + 8;
     let head_top = heading + 26;
-    let scale =
-        Scale::new(&selection.times, head_top + 46, |from, to| selection.left_out_between(from, to) > 0);
+    let scale = Scale::new(&selection.moments, head_top + 46, |from, to| selection.hides(from, to));
     let bottom = scale.bottom().max(head_top + 46) + 26;
     let mut page = Page {
         svg: Svg::default(),
@@ -117,7 +116,9 @@ pub(super) fn draw(
         obstacles: Vec::new(),
     };
     let mut notes = selection.notes.clone();
-    notes.push(format!("Time 0 is {} ns on the machine's clock.", activity.first));
+    if activity.first > 0 {
+        notes.push(format!("Time 0 is {} ns on the machine's clock.", activity.first));
+    }
 
     // Labels are placed before anything is drawn over them, but the number without a place belongs in a note,
     // and the notes decide the height of the document: so the body comes first, into a document of its own.
@@ -140,7 +141,7 @@ pub(super) fn draw(
     let body = core::mem::take(&mut page.svg).finish();
 
     let legend_top = bottom + if bottom - head_top > 1500 { 44 } else { 14 };
-    let legend_bottom = page.legend(legend_top);
+    let legend_bottom = page.legend(legend_top, &body);
     let notes_bottom = page.notes(legend_bottom + 8, &notes);
     let foot = core::mem::take(&mut page.svg).finish();
     page.head(input, notes_bottom + 10, &subtitle, &sentences);
@@ -285,7 +286,7 @@ impl Page<'_> {
             for edge in &edges {
                 self.svg.leaf("path", &[("d", edge), ("fill", &"none"), ("stroke", &"#97a3b0")]);
             }
-            let text = break_text(self.selection, gap.from, gap.to);
+            let text = self.selection.break_text(gap.from, gap.to);
             let style = Style { size: 12, bold: true, ink: INK, paper: "#e6eaef", border: "none" };
             let width = text_width(&text, 12, true) + 8;
             self.requests.push(Request {
@@ -317,7 +318,7 @@ impl Page<'_> {
         }
     }
 
-    /// The CPU numbers: red where an IPI was lost for good, purple where one was repeated, amber where the wait is.
+    /// The CPU numbers: red where an IPI was lost for good or the CPU is wedged, purple where one was repeated, amber where the wait is.
     fn heads(&mut self, top: i32) {
         let (pitch, narrow) = (self.geometry.pitch, self.geometry.is_narrow());
         for cpu in self.selection.columns.clone() {
@@ -363,6 +364,9 @@ impl Page<'_> {
 
     fn role(&self, cpu: u32) -> Role {
         let mut role = Role::Other;
+        if self.selection.spans.iter().any(|span| span.cpu == cpu && span.kind == SpanKind::Wedged) {
+            return Role::Deaf;
+        }
         for message in &self.activity.messages {
             if message.to == cpu && matches!(message.fate, Fate::Lost(_) | Fate::Rejected(_)) {
                 if message.mended.is_none() {
@@ -426,21 +430,26 @@ impl Page<'_> {
     }
 
     fn axis(&mut self) {
-        let mut last_text = i32::MIN;
-        let mut base = self.activity.first;
-        for (index, &(time, y)) in self.scale.stops().to_vec().iter().enumerate() {
-            let begins = index == 0 || self.scale.break_before(time).is_some();
-            if !begins && y.saturating_sub(last_text) < 44 {
-                continue;
+        let stops = self.scale.stops().to_vec();
+        let begins = |time: u64| time == stops[0].0 || self.scale.break_before(time).is_some();
+        let bases: Vec<u64> = stops.iter().map(|&(time, _)| time).filter(|&time| begins(time)).collect();
+        let since: Vec<u64> = bases.iter().map(|base| base - self.activity.first).collect();
+        let mut names = distinct(&since).into_iter();
+        let mut texts = Vec::new();
+        let mut last = (0, i32::MIN, String::new());
+        for &(time, y) in &stops {
+            if begins(time) {
+                last = (time, y, names.next().unwrap_or_default());
+                texts.push((y, Font(12, true, INK), last.2.clone()));
+            } else if y - last.1 >= 44 {
+                let text = format!("+{}", duration(time - last.0));
+                if text != last.2 {
+                    last = (last.0, y, text.clone());
+                    texts.push((y, Font(11, false, GREY), text));
+                }
             }
-            let text = if begins {
-                base = time;
-                duration(time - self.activity.first)
-            } else {
-                format!("+{}", duration(time - base))
-            };
-            last_text = y;
-            let font = if begins { Font(12, true, INK) } else { Font(11, false, GREY) };
+        }
+        for (y, font, text) in texts {
             self.write("axis", (RIGHT - 10, y + 4), font, &text);
             self.svg.leaf(
                 "line",
@@ -449,10 +458,13 @@ impl Page<'_> {
         }
     }
 
-    fn legend(&mut self, top: i32) -> i32 {
-        let entries = marks::legend();
+    /// Explains the glyphs that the body has.
+    fn legend(&mut self, top: i32, body: &str) -> i32 {
         let mut cell = (RIGHT, top);
-        for (text, draw) in entries {
+        for (class, text, draw) in marks::legend() {
+            if !body.contains(&format!("class=\"{class}")) {
+                continue;
+            }
             let width = 40 + text_width(text, 11, false) + 12;
             if cell.0 + width > self.geometry.width {
                 cell = (RIGHT, cell.1 + 22);

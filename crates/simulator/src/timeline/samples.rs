@@ -92,13 +92,20 @@ pub(super) fn lost_call_then(cpus: u32) -> Vec<Event> {
     }
     trace.at(1_200, CALLER, EventKind::ManyQueued, None, 0, u64::from(cpus - 1));
     trace.volley(1_300, cpus, CALLER, Some(11));
+    short_wait(&mut trace, 2_600);
     trace.at(2_700, CALLER, EventKind::WaitBegan, None, 0, 0);
     for tick in 1..100 {
         for cpu in 0..cpus {
             let time = tick * 100_000_000 + u64::from(cpu) * 1_000;
             trace.at(time, cpu, EventKind::InterruptTaken, None, TIMER, 0);
+            trace.at(time, cpu, EventKind::FrameEntered, None, 0, 6);
+            trace.at(time + 600, cpu, EventKind::FrameLeft, None, 0, 0);
             trace.at(time + 600, cpu, EventKind::EndOfInterrupt, None, TIMER, 0);
             trace.at(time + 700, cpu, EventKind::InterruptReturned, None, TIMER, 0);
+            if cpu != CALLER {
+                trace.at(time + 700, cpu, EventKind::Resumed, None, 0, 0);
+                trace.at(time + 900, cpu, EventKind::Halted, None, 0, 0);
+            }
         }
     }
     trace.at(LOCKUP, CALLER, EventKind::InterruptTaken, None, TIMER, 0);
@@ -107,6 +114,44 @@ pub(super) fn lost_call_then(cpus: u32) -> Vec<Event> {
     trace.at(LOCKUP + 1_300, CALLER, EventKind::FrameEntered, None, 0, 5);
     trace.at(LOCKUP + 1_600, CALLER, EventKind::DumpStarted, None, 0, 0);
     trace.volley(LOCKUP + 2_000, cpus, CALLER, None);
+    // As they were told, they stand still and never return.
+    trace.events.retain(|event| event.time.as_nanos() < LOCKUP || event.kind != EventKind::InterruptReturned);
+    for cpu in (0..cpus).filter(|&cpu| cpu != CALLER) {
+        trace.at(LOCKUP + 10_000, cpu, EventKind::WaitBegan, None, 0, 0);
+    }
+    trace.events
+}
+
+/// As a wait for the ICR to become ready.
+fn short_wait(trace: &mut Trace, time: u64) {
+    trace.at(time, CALLER, EventKind::WaitBegan, None, 0, 0);
+    trace.at(time + 90, CALLER, EventKind::WaitEnded, None, 0, 0);
+}
+
+/// A CPU that is wedged from the start is rung again and again, probed and given up.
+pub(super) fn dead_target(rings: u32) -> Vec<Event> {
+    const TARGET: u32 = 1;
+    let mut trace = Trace::new();
+    trace.at(0, TARGET, EventKind::Wedged, None, 0, u64::MAX);
+    trace.ipi(1_000, 0, TARGET, Some(400));
+    trace.at(1_100, 0, EventKind::WaitBegan, None, 0, 0);
+    for attempt in 1..=rings {
+        let time = u64::from(attempt) * 8_000_000;
+        trace.at(time, 0, EventKind::WaitEnded, None, 0, 1);
+        trace.at(time + 80, 0, EventKind::RungAgain, Some(TARGET), attempt, 0);
+        let number = u64::from(attempt) + 100;
+        trace.at(time + 200, 0, EventKind::IpiSent, Some(TARGET), VECTOR, number);
+        trace.at(time + 600, TARGET, EventKind::IpiMerged, Some(0), VECTOR, number);
+        trace.at(time + 250, 0, EventKind::WaitBegan, None, 0, 0);
+        if attempt == 2 {
+            trace.at(time + 900, 0, EventKind::ProbeSent, Some(TARGET), 0, 0);
+            trace.at(time + 1_900, TARGET, EventKind::ProbeAnswered, None, 0, 0);
+        }
+    }
+    let end = u64::from(rings + 1) * 8_000_000;
+    trace.at(end, 0, EventKind::WaitEnded, None, 0, 1);
+    trace.at(end + 80, 0, EventKind::CallWithdrawn, Some(TARGET), 0, 0);
+    trace.at(end + 100, 0, EventKind::CallCompleted, None, 0, 0);
     trace.events
 }
 
@@ -116,8 +161,10 @@ pub(super) fn lost_call_now(cpus: u32) -> Vec<Event> {
     trace.at(1_200, CALLER, EventKind::ManyQueued, None, 0, u64::from(cpus - 1));
     trace.volley(1_300, cpus, CALLER, Some(11));
     trace.at(2_700, CALLER, EventKind::WaitBegan, None, 0, 0);
+    trace.at(252_000, CALLER, EventKind::WaitEnded, None, 0, 1);
     trace.at(252_100, CALLER, EventKind::RungAgain, Some(11), 1, 0);
     let taken = trace.ipi(252_200, CALLER, 11, Some(440));
+    trace.at(252_300, CALLER, EventKind::WaitBegan, None, 0, 0);
     trace.handler(taken, 11, CALLER);
     trace.at(taken + 1_000, CALLER, EventKind::WaitEnded, None, 0, 0);
     trace.at(taken + 1_100, CALLER, EventKind::CallCompleted, None, 0, 0);

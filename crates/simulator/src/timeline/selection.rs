@@ -6,6 +6,7 @@ use smpcall_machine::EventKind;
 
 use super::Options;
 use super::activity::{Activity, Fate, Mark, Message, Span, SpanKind};
+use super::scale::Moments;
 use super::units::{count, duration, ranges};
 
 /// The drawn part of an [`Activity`], and what is said about the rest.
@@ -15,10 +16,11 @@ pub(super) struct Selection<'a> {
     pub(super) messages: Vec<&'a Message>,
     pub(super) spans: Vec<&'a Span>,
     pub(super) marks: Vec<&'a Mark>,
-    /// All moments that get a place of their own: ascending, distinct, nanoseconds.
-    pub(super) times: Vec<u64>,
+    pub(super) moments: Moments,
     /// When the activities began that were left out for want of room: ascending.
     left_out: Vec<u64>,
+    /// When the repeated rings were sent that are left out because others like them are drawn: ascending.
+    rings: Vec<u64>,
     /// When the routine interrupts began: ascending.
     routine: Vec<u64>,
     /// What is left out, in sentences.
@@ -50,16 +52,20 @@ impl<'a> Selection<'a> {
             messages: Vec::new(),
             spans: Vec::new(),
             marks: Vec::new(),
-            times: Vec::new(),
+            moments: Moments { together: activity.latency.saturating_mul(TOGETHER), ..Moments::default() },
             left_out: Vec::new(),
+            rings: Vec::new(),
             routine: Vec::new(),
             notes: Vec::new(),
         };
         selection.note_columns(activity, cpus, &shown);
         selection.note_routine(activity);
-        let candidates = candidates(activity, &shown);
+        let further = further_rings(&activity.messages);
+        selection.rings = further.iter().map(|&index| activity.messages[index].begin()).collect();
+        selection.rings.sort_unstable();
+        let candidates = candidates(activity, &shown, &further);
         let total = candidates.len();
-        let (kept, left_out) = within_budget(candidates, options.max_drawn);
+        let (kept, left_out) = within_budget(candidates, MOST_DRAWN);
         if !left_out.is_empty() {
             selection.left_out = left_out.iter().map(|candidate| candidate.begin).collect();
             selection.left_out.sort_unstable();
@@ -86,31 +92,64 @@ impl<'a> Selection<'a> {
         selection
     }
 
-    /// How many activities were left out that began between two moments that follow each other.
-    pub(super) fn left_out_between(&self, from: u64, to: u64) -> usize {
-        between(&self.left_out, from, to)
+    /// Whether something other than routine was left out between two moments that follow each other.
+    pub(super) fn hides(&self, from: u64, to: u64) -> bool {
+        between(&self.left_out, from, to) + between(&self.rings, from, to) > 0
     }
 
-    /// How many routine interrupts began between two moments that follow each other.
-    pub(super) fn routine_between(&self, from: u64, to: u64) -> usize {
-        between(&self.routine, from, to)
+    /// What a break between two moments says: how long it is and what was left out in it.
+    pub(super) fn break_text(&self, from: u64, to: u64) -> String {
+        let mut text = format!("{} pass", duration(to - from));
+        let left_out = [
+            (&self.rings, "more ring", "more rings"),
+            (&self.left_out, "activity left out", "activities left out"),
+            (&self.routine, "routine interrupt", "routine interrupts"),
+        ];
+        for (times, one, many) in left_out {
+            match between(times, from, to) {
+                0 => {}
+                1 => text = format!("{text}, 1 {one}"),
+                number => text = format!("{text}, {number} {many}"),
+            }
+        }
+        text
     }
 
     fn keep(&mut self, activity: &'a Activity, kept: &[Candidate]) {
         let mut times = BTreeSet::new();
         for candidate in kept {
-            times.extend([candidate.begin, candidate.end]);
+            times.insert(candidate.begin);
             match candidate.what {
-                What::Message(index) => self.messages.push(&activity.messages[index]),
-                What::Span(index) => self.spans.push(&activity.spans[index]),
-                What::Mark(index) => self.marks.push(&activity.marks[index]),
+                What::Message(index) => {
+                    let message = &activity.messages[index];
+                    self.messages.push(message);
+                    let lost = matches!(message.fate, Fate::Lost(_));
+                    // A lost one is drawn to where it would have arrived.
+                    times.insert(if lost {
+                        candidate.begin.saturating_add(activity.latency)
+                    } else {
+                        candidate.end
+                    });
+                }
+                What::Span(index) => {
+                    self.spans.push(&activity.spans[index]);
+                    // One that is not over is drawn to the page's end.
+                    times.extend(activity.spans[index].end.map(|_| candidate.end));
+                }
+                What::Mark(index) => {
+                    let mark = &activity.marks[index];
+                    self.marks.push(mark);
+                    if is_alarm(mark.kind) {
+                        self.moments.roomy.insert(mark.time);
+                    }
+                }
             }
         }
         if !self.left_out.is_empty() {
             // So that what was left out before the first and after the last drawn moment has a break too.
             times.extend([activity.first, activity.last.saturating_add(1)]);
         }
-        self.times = times.into_iter().collect();
+        self.moments.times = times.into_iter().collect();
     }
 
     fn note_columns(&mut self, activity: &Activity, cpus: u32, shown: &BTreeSet<u32>) {
@@ -133,18 +172,26 @@ impl<'a> Selection<'a> {
 
     fn note_routine(&mut self, activity: &Activity) {
         let mut by_vector: BTreeMap<u32, usize> = BTreeMap::new();
+        let mut short_waits = 0;
         for span in activity.spans.iter().filter(|span| span.routine) {
             if let SpanKind::Interrupt { vector, .. } = span.kind {
                 *by_vector.entry(vector).or_default() += 1;
                 self.routine.push(span.begin);
+            } else {
+                short_waits += 1;
             }
         }
         self.routine.sort_unstable();
-        for (vector, number) in by_vector {
-            self.notes.push(format!(
-                "{} of vector {vector:#04x} left out: nothing traced came of them.",
-                count(number, "interrupt")
-            ));
+        let interrupts = by_vector.into_iter();
+        let mut left_out: Vec<String> = interrupts
+            .map(|(vector, number)| format!("{} of vector {vector:#04x}", count(number, "interrupt")))
+            .collect();
+        if short_waits > 0 {
+            let latency = duration(activity.latency);
+            left_out.push(format!("{} shorter than an IPI takes ({latency})", count(short_waits, "wait")));
+        }
+        if !left_out.is_empty() {
+            self.notes.push(format!("Left out, because nothing came of them: {}.", left_out.join(", ")));
         }
     }
 }
@@ -155,9 +202,33 @@ fn between(ascending: &[u64], from: u64, to: u64) -> usize {
     ascending.partition_point(|&time| time < to).saturating_sub(begin)
 }
 
-fn candidates(activity: &Activity, shown: &BTreeSet<u32>) -> Vec<Candidate> {
+/// The repeated rings of each ladder between its first ones and its last: they say nothing new.
+fn further_rings(messages: &[Message]) -> BTreeSet<usize> {
+    let mut ladders: BTreeMap<(u32, u32), Vec<usize>> = BTreeMap::new();
+    let mut further = BTreeSet::new();
+    let mut end = |ladder: &mut Vec<usize>| {
+        ladder.pop();
+        further.extend(ladder.drain(..).skip(FIRST_RINGS));
+    };
+    for (index, message) in messages.iter().enumerate() {
+        let ladder = ladders.entry((message.from, message.to)).or_default();
+        if message.again == Some(1) {
+            end(ladder);
+        }
+        if message.again.is_some() {
+            ladder.push(index);
+        }
+    }
+    ladders.values_mut().for_each(end);
+    further
+}
+
+fn candidates(activity: &Activity, shown: &BTreeSet<u32>, further: &BTreeSet<usize>) -> Vec<Candidate> {
     let mut candidates = Vec::new();
     for (index, message) in activity.messages.iter().enumerate() {
+        if further.contains(&index) {
+            continue;
+        }
         if shown.contains(&message.from) && shown.contains(&message.to) {
             candidates.push(Candidate {
                 begin: message.begin(),
@@ -190,6 +261,12 @@ fn candidates(activity: &Activity, shown: &BTreeSet<u32>) -> Vec<Candidate> {
     candidates
 }
 
+/// How many IPIs, spans and marks are drawn at most.
+const MOST_DRAWN: usize = 600;
+/// How many repeated rings are drawn before the last one.
+const FIRST_RINGS: usize = 4;
+/// A pause of this many times what an IPI takes belongs to what it interrupts.
+const TOGETHER: u64 = 10;
 /// How much is drawn for each important activity, itself included: enough to see what it broke into.
 const SURROUNDINGS: usize = 12;
 
@@ -225,6 +302,11 @@ fn within_budget(mut candidates: Vec<Candidate>, budget: usize) -> (Vec<Candidat
 /// An IPI that went wrong or mended something.
 pub(super) fn is_important_message(message: &Message) -> bool {
     message.again.is_some() || matches!(message.fate, Fate::Lost(_) | Fate::Rejected(_) | Fate::OnItsWay)
+}
+
+/// What has a large label.
+fn is_alarm(kind: EventKind) -> bool {
+    matches!(kind, EventKind::SoftLockup | EventKind::DumpStarted | EventKind::CallWithdrawn)
 }
 
 /// An alarm, or a call that did not simply complete.
@@ -268,19 +350,4 @@ fn columns(activity: &Activity, cpus: u32, most: usize) -> Vec<u32> {
     ranked.truncate(most);
     ranked.sort_unstable();
     ranked
-}
-
-/// What a break says: how long it is and what was left out in it.
-pub(super) fn break_text(selection: &Selection<'_>, from: u64, to: u64) -> String {
-    let mut text = format!("{} pass", duration(to - from));
-    match selection.routine_between(from, to) {
-        0 => {}
-        number => text = text + ", " + &count(number, "routine interrupt"),
-    }
-    match selection.left_out_between(from, to) {
-        0 => {}
-        1 => text += ", 1 activity left out",
-        number => text = text + ", " + &number.to_string() + " activities left out",
-    }
-    text
 }
