@@ -12,7 +12,7 @@
 //! 3. The target's interrupt handler, or its own wait if it is waiting itself, makes a [serve pass](serve):
 //!    takes all marks with one swap, and for each marked source claims the slots that name this CPU, runs the
 //!    closure and stores `DONE`.
-//! 4. The caller [waits](wait) for `DONE`, with its deadline, serving its own mailbox meanwhile. While the mark
+//! 4. The caller [waits](machine::wait()) for `DONE`, with its deadline, serving its own mailbox meanwhile. While the mark
 //!    stands unanswered it [climbs a ladder](ladder): serve, ring again, probe by NMI, give up with a [`Diagnosis`].
 //!
 //! # The laws

@@ -94,6 +94,53 @@ pub const ALL: &[Protocol] = &[
     protocol("close-post", "a post to a CPU that goes offline: run or refused (L1, L5)", 2, || {
         vec![posts(0, 1), closes()]
     }),
+    protocol("close-deadline", "a deadline, a claim and a closing mailbox race (L1, L3, L4, L5)", 2, || {
+        vec![calls(0, 1, SHORT), closes()]
+    }),
+    protocol("close-polling", "a call with interrupts off to a CPU that goes offline (L1, L5)", 2, || {
+        vec![calls_off(0, 1, FOR_EVER), closes()]
+    }),
+    protocol("close-many", "a call to two, one of which goes offline (L1, L5)", 3, || {
+        vec![many(0, &[1, 2], FOR_EVER), closes(), idle()]
+    }),
+    protocol("close-open", "a call to a CPU that goes offline and comes back (L1, L2, L5)", 2, || {
+        vec![calls_and_says(0, 1), closes_and_opens()]
+    }),
+    protocol("close-open-post", "a post to a CPU that goes offline and comes back (L1, L5)", 2, || {
+        vec![posts(0, 1), closes_and_opens()]
+    }),
+    protocol("static-reuse", "a given-up call that borrows nothing, then another from its slot (L1, L4)", 3, || {
+        vec![
+            Box::new(|| {
+                call_static(0, 1, SHORT);
+                call(1, 2, FOR_EVER, false);
+            }),
+            idle(),
+            idle(),
+        ]
+    }),
+    protocol("poll-until", "a call to a CPU that begins to poll and stops: nobody need ring twice (L1, L2, L6)", 2, || {
+        vec![calls_and_says(0, 1), polls_until_said(0)]
+    }),
+    protocol("post-handler", "a closure posts to its caller (L1, L2)", 2, || {
+        vec![
+            Box::new(|| {
+                settle(
+                    0,
+                    Calls::for_ever().call(Cpu::new(1), || {
+                        run(0);
+                        post(0);
+                    }),
+                );
+                program::forget_but(0);
+                Calls::tick();
+            }),
+            idle(),
+        ]
+    }),
+    protocol("callers-deadline", "two callers with deadlines, one target (L1, L3, L4)", 3, || {
+        vec![calls(0, 2, SHORT), calls(1, 2, SHORT), idle()]
+    }),
 ];
 
 /// The protocol with this name.
@@ -290,20 +337,43 @@ impl Deferred<SimMachine> for Errand {
     }
 }
 
-/// Posts the node of this thread to the last CPU, and says so.
-fn posts(poster: usize, target: u32) -> Program<'static> {
-    Box::new(move || {
-        let shared = shared();
-        match Calls::post::<Errand>(Cpu::new(target), shared.node()) {
-            Ok(Posted::Queued) => BOOKS.with(|books| books.posts_queued.set(books.posts_queued.get() + 1)),
-            Ok(Posted::Merged) => {}
-            Err(error) => {
-                if !matches!(error.reason, PostRefusal::Offline | PostRefusal::Contended) {
-                    wrong("a post was refused for no reason");
-                }
+/// Posts the node of this thread.
+fn post(target: u32) {
+    match Calls::post::<Errand>(Cpu::new(target), shared().node()) {
+        Ok(Posted::Queued) => BOOKS.with(|books| books.posts_queued.set(books.posts_queued.get() + 1)),
+        Ok(Posted::Merged) => {}
+        Err(error) => {
+            if !matches!(error.reason, PostRefusal::Offline | PostRefusal::Contended) {
+                wrong("a post was refused for no reason");
             }
         }
-        shared.said[poster].store(1, Ordering::Release);
+    }
+}
+
+/// Posts, and says so.
+fn posts(poster: usize, target: u32) -> Program<'static> {
+    Box::new(move || {
+        post(target);
+        shared().said[poster].store(1, Ordering::Release);
+        program::forget_but(0);
+    })
+}
+
+/// Calls, and says so.
+fn calls_and_says(entry: usize, target: u32) -> Program<'static> {
+    Box::new(move || {
+        call(entry, target, FOR_EVER, false);
+        shared().said[entry].store(1, Ordering::Release);
+    })
+}
+
+/// Polls with interrupts off until that is said, but not for ever: then interrupts are on again.
+fn polls_until_said(entry: usize) -> Program<'static> {
+    Box::new(move || {
+        let mut guard = InterruptsOff::new();
+        let deadline = Deadline::within::<SimMachine>(Duration::from_micros(100));
+        Calls::poll_until(&mut guard, shared().said[entry].equals(!0, 1), deadline);
+        drop(guard);
         program::forget_but(0);
     })
 }
@@ -349,5 +419,17 @@ fn closes() -> Program<'static> {
     Box::new(|| {
         let mut guard = InterruptsOff::new();
         Calls::close(&mut guard);
+    })
+}
+
+/// As [`closes`], and online again, with a tick: it finds posts whose ring was lost.
+fn closes_and_opens() -> Program<'static> {
+    Box::new(|| {
+        let mut guard = InterruptsOff::new();
+        Calls::close(&mut guard);
+        Calls::open();
+        drop(guard);
+        wait::<SimMachine>(&[shared().said[0].equals(!0, 1)], Deadline::NEVER);
+        Calls::tick();
     })
 }
