@@ -102,7 +102,7 @@ pub(crate) struct Campaign {
     pub(crate) calls: u64,
 
     /// The probability with which each interrupt is lost, 0 to 1
-    #[arg(long, value_name = "P", default_value = "0.01", value_parser = probability)]
+    #[arg(long, value_name = "P", allow_negative_numbers = true, default_value = "0.01", value_parser = probability)]
     pub(crate) drop: Probability,
 
     /// What else goes wrong, as in `delay:by=3us:p=0.1,wedge:cpu=2:at=1ms:for=500us`
