@@ -4,7 +4,7 @@ use core::cell::{Cell, UnsafeCell};
 use core::sync::atomic::Ordering;
 use core::time::Duration;
 
-use smpcall::{CallError, Cpu, Deferred, ManyError, Post, PostRefusal, Posted};
+use smpcall::{CallError, Caller, Cpu, Deferred, ManyError, Post, PostRefusal, Posted};
 use smpcall_machine::{Deadline, InterruptsOff, Machine as _, Word, wait};
 
 use super::Protocol;
@@ -109,19 +109,27 @@ pub const ALL: &[Protocol] = &[
     protocol("close-open-post", "a post to a CPU that goes offline and comes back (L1, L5)", 2, || {
         vec![posts(0, 1), closes_and_opens()]
     }),
-    protocol("static-reuse", "a given-up call that borrows nothing, then another from its slot (L1, L4)", 3, || {
-        vec![
-            Box::new(|| {
-                call_static(0, 1, SHORT);
-                call(1, 2, FOR_EVER, false);
-            }),
-            idle(),
-            idle(),
-        ]
-    }),
-    protocol("poll-until", "a call to a CPU that begins to poll and stops: nobody need ring twice (L1, L2, L6)", 2, || {
-        vec![calls_and_says(0, 1), polls_until_said(0)]
-    }),
+    protocol(
+        "static-reuse",
+        "a given-up call that borrows nothing, then another from its slot (L1, L4)",
+        3,
+        || {
+            vec![
+                Box::new(|| {
+                    call_static(0, 1, SHORT);
+                    call(1, 2, FOR_EVER, false);
+                }),
+                idle(),
+                idle(),
+            ]
+        },
+    ),
+    protocol(
+        "poll-until",
+        "a call to a CPU that begins to poll and stops: nobody need ring twice (L1, L2, L6)",
+        2,
+        || vec![calls_and_says(0, 1), polls_until_said(0)],
+    ),
     protocol("post-handler", "a closure posts to its caller (L1, L2)", 2, || {
         vec![
             Box::new(|| {
@@ -137,6 +145,9 @@ pub const ALL: &[Protocol] = &[
             }),
             idle(),
         ]
+    }),
+    protocol("many-mutual", "two calls to many cross, interrupts off (L1, L2, L6)", 2, || {
+        vec![many_off(0, &[1]), many_off(1, &[0])]
     }),
     protocol("callers-deadline", "two callers with deadlines, one target (L1, L3, L4)", 3, || {
         vec![calls(0, 2, SHORT), calls(1, 2, SHORT), idle()]
@@ -247,6 +258,7 @@ fn tell(entry: usize, told: Told) {
     BOOKS.with(|books| books.told[entry].set(told));
 }
 
+#[allow(clippy::needless_pass_by_value, reason = "takes what a call returns")]
 fn settle<R>(entry: usize, result: Result<R, CallError>) {
     let told = match result {
         Ok(_) => Told::Run,
@@ -304,26 +316,38 @@ fn call_static(entry: usize, target: u32, limit: Option<Duration>) {
 /// A call to many: entry + n for the n-th target.
 fn many(entry: usize, targets: &'static [u32], limit: Option<Duration>) -> Program<'static> {
     Box::new(move || {
-        let set: SimCpuSet = targets.iter().copied().map(Cpu::new).collect();
-        let position = |cpu: Cpu| targets.iter().position(|&target| target == cpu.number());
         let caller = limit.map_or_else(Calls::for_ever, Calls::within);
-        let result = caller.call_many(&set, |cpu| match position(cpu) {
-            Some(position) if cpu == SimMachine::current_cpu() => run(entry + position),
-            _ => wrong("a closure ran on the wrong CPU (L1)"),
-        });
-        for (position, &target) in targets.iter().enumerate() {
-            let ran = match &result {
-                Ok(()) => true,
-                Err(ManyError::NotSent(_)) => false,
-                Err(ManyError::Failed(failures)) => {
-                    let target = Cpu::new(target);
-                    !failures.timed_out.contains(target) && !failures.offline.contains(target)
-                }
-            };
-            tell(entry + position, if ran { Told::Run } else { Told::NotRun });
-        }
-        program::forget_but(0);
+        call_many(entry, targets, caller);
     })
+}
+
+/// The same for ever with interrupts off.
+fn many_off(entry: usize, targets: &'static [u32]) -> Program<'static> {
+    Box::new(move || {
+        let mut guard = InterruptsOff::new();
+        call_many(entry, targets, Calls::for_ever().with_interrupts_off(&mut guard));
+    })
+}
+
+fn call_many(entry: usize, targets: &'static [u32], caller: Caller<'_, SimMachine>) {
+    let set: SimCpuSet = targets.iter().copied().map(Cpu::new).collect();
+    let position = |cpu: Cpu| targets.iter().position(|&target| target == cpu.number());
+    let result = caller.call_many(&set, |cpu| match position(cpu) {
+        Some(position) if cpu == SimMachine::current_cpu() => run(entry + position),
+        _ => wrong("a closure ran on the wrong CPU (L1)"),
+    });
+    for (position, &target) in targets.iter().enumerate() {
+        let ran = match &result {
+            Ok(()) => true,
+            Err(ManyError::NotSent(_)) => false,
+            Err(ManyError::Failed(failures)) => {
+                let target = Cpu::new(target);
+                !failures.timed_out.contains(target) && !failures.offline.contains(target)
+            }
+        };
+        tell(entry + position, if ran { Told::Run } else { Told::NotRun });
+    }
+    program::forget_but(0);
 }
 
 /// The post of protocols `post` and `close-post`.
