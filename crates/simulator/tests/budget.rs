@@ -179,7 +179,9 @@ fn posts_that_post_themselves_again_do_not_starve_calls() {
     world.spawn(cpu(1), || {
         program::advance(us(50));
         Calls::within(ms(5)).call(cpu(0), || ()).expect("run");
-        POSTS.iter().for_each(|post| post.value().0.store(false, Relaxed));
+        for post in &POSTS {
+            post.value().0.store(false, Relaxed);
+        }
     });
     support::run(&mut world);
     world.run_on(world.time().plus(ms(5)));

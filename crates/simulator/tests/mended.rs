@@ -104,7 +104,7 @@ fn nothing_is_served_from_an_nmi_handler() {
         TRIED.fetch_add(1, Relaxed);
     });
     world.spawn(cpu(0), || {
-        let called = Calls::for_ever().call(cpu(1), || SimMachine::in_nmi());
+        let called = Calls::for_ever().call(cpu(1), SimMachine::in_nmi);
         assert_eq!(called, Ok(false));
         queued.raise();
     });
@@ -147,7 +147,10 @@ fn closures_run_with_interrupts_off_whichever_guard_is_left() {
 #[test]
 fn an_overdue_call_to_many_waits_between_its_reports() {
     static REPORTS: AtomicU32 = AtomicU32::new(0);
-    let hooks = Hooks { overdue: Some(|_, _| drop(REPORTS.fetch_add(1, Relaxed))), ..Hooks::default() };
+    let report = |_: Option<support::Cpu>, _: &smpcall::Diagnosis| {
+        REPORTS.fetch_add(1, Relaxed);
+    };
+    let hooks = Hooks { overdue: Some(report), ..Hooks::default() };
     let (claimed, nested) = (Flag::new(), Flag::new());
     let mut world = World::with_kernel(&quiet(4), hooks).expect("a machine");
     world.spawn(cpu(0), || {
