@@ -2,6 +2,8 @@
 //!
 //! Closures unwind without the panic hook (`resume_unwind`), so that passing tests print nothing.
 
+#![allow(clippy::result_large_err, reason = "sets of up to 4,096 CPUs")]
+
 mod support;
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};

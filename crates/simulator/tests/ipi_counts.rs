@@ -197,23 +197,29 @@ fn a_cpu_that_polls_is_not_rung_and_serves_at_once() {
 }
 
 #[test]
-fn a_cpu_that_waits_for_a_call_with_interrupts_off_is_not_rung() {
-    let (waits, over) = (Flag::new(), Flag::new());
-    let mut world = world(&quiet(3));
-    world.spawn(cpu(1), || {
-        let mut guard = InterruptsOff::new();
-        waits.raise();
-        let caller = Calls::for_ever().with_interrupts_off(&mut guard);
-        caller.call(cpu(2), || program::advance(us(100))).expect("CPU 2 lives");
-        over.raise();
-    });
-    world.spawn(cpu(0), || {
-        waits.reached(1);
-        program::advance(us(10));
-        let commands = commands_of(|| Calls::for_ever().call(cpu(1), || assert_eq!(over.get(), 0)));
-        assert_eq!(commands, 0);
-    });
-    run(&mut world);
+fn a_cpu_that_waits_for_calls_with_interrupts_off_is_not_rung_and_serves_meanwhile() {
+    for many in [false, true] {
+        let (waits, over) = (Flag::new(), Flag::new());
+        let mut world = world(&quiet(4));
+        world.spawn(cpu(1), || {
+            let mut guard = InterruptsOff::new();
+            waits.raise();
+            let caller = Calls::for_ever().with_interrupts_off(&mut guard);
+            if many {
+                caller.call_many(&set([2, 3]), |_| program::advance(us(100))).expect("they live");
+            } else {
+                caller.call(cpu(2), || program::advance(us(100))).expect("CPU 2 lives");
+            }
+            over.raise();
+        });
+        world.spawn(cpu(0), || {
+            waits.reached(1);
+            program::advance(us(10));
+            let commands = commands_of(|| Calls::for_ever().call(cpu(1), || assert_eq!(over.get(), 0)));
+            assert_eq!((commands, over.get()), (0, 0), "served long before its own call has run");
+        });
+        run(&mut world);
+    }
 }
 
 #[test]

@@ -7,12 +7,15 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
+use crate::Kernel;
 use crate::door::{ATTENDED, MARKS, OPEN};
 use crate::serve::Here;
-use crate::{Kernel, Mailboxes};
 use smpcall_machine::EventKind;
 
-/// The door of this CPU is attended until this is left (or dropped, by a panic).
+/// The door of this CPU is attended until this is dropped.
+///
+/// A wait drops it as soon as it has what it waited for: what has come in since its last look is left to an interrupt
+/// of its own, so that no flood keeps the waiter. A handler [leaves](Attended::leave) it.
 pub(crate) struct Attended<K: Kernel> {
     here: Here<K>,
     /// Whether it was this that began the attendance: nested ones leave it to the outermost.
@@ -57,20 +60,14 @@ impl<K: Kernel> Attended<K> {
 }
 
 impl<K: Kernel> Drop for Attended<K> {
-    #[inline(always)]
+    /// The waiter has what it wants, or a closure panics. Marks that stand were not rung for: this CPU rings itself.
+    #[inline]
     fn drop(&mut self) {
         if self.outermost {
-            turn_away(self.here);
+            let door = self.here.mine.door.0.fetch_and(!ATTENDED, Relaxed);
+            if door & OPEN != 0 && door & MARKS != 0 {
+                self.here.boxes.ring(self.here.me, self.here.me);
+            }
         }
-    }
-}
-
-/// Ends the attendance because a closure panics, with marks possibly standing, whose senders did not ring: rings
-/// the own CPU for them.
-#[cold]
-fn turn_away<K: Kernel>(here: Here<K>) {
-    let door = here.mine.door.0.fetch_and(!ATTENDED, Relaxed);
-    if door & OPEN != 0 && door & MARKS != 0 {
-        Mailboxes::ring(here.boxes, here.me, here.me);
     }
 }

@@ -72,8 +72,8 @@ impl<K: Kernel> Caller<'_, K> {
     /// Returns which, with the result.
     ///
     /// # Errors
-    /// As for [`call`](Caller::call). [`CallError::NoSuchCpu`] if the set is empty, [`CallError::Offline`]
-    /// if none of them is online.
+    /// As for [`call`](Caller::call). [`CallError::Offline`] if none of those that exist is online,
+    /// [`CallError::NoSuchCpu`] if none exists.
     pub fn call_any<R: Send, F: FnOnce() -> R + Send>(
         self,
         candidates: &CpuMask,
@@ -82,17 +82,21 @@ impl<K: Kernel> Caller<'_, K> {
         let (pinned, here) = self.pin()?;
         drop(pinned);
         let frame = Frame::new(closure);
-        let mut result = Err(CallError::NoSuchCpu);
+        let mut refused = CallError::NoSuchCpu;
         let own = candidates.contains(here.me).then_some(here.me);
         for target in own.into_iter().chain(candidates) {
-            result = self.call_frame(target, &frame).map(|()| target);
-            // Only these say that the next one is worth trying, and that the frame still has its closure.
-            if !matches!(result, Err(CallError::Offline | CallError::NoSuchCpu)) {
-                break;
+            match self.call_frame(target, &frame) {
+                // Only these say that the next one is worth trying, and that the frame still has its closure.
+                Err(CallError::NoSuchCpu) => {}
+                Err(CallError::Offline) => refused = CallError::Offline,
+                Err(error) => return Err(error),
+                Ok(()) => {
+                    let result = frame.result.into_inner().ok_or(CallError::Panicked)?;
+                    return Ok((target, result));
+                }
             }
         }
-        let target = result?;
-        frame.result.into_inner().map(|result| (target, result)).ok_or(CallError::Panicked)
+        Err(refused)
     }
 
     /// Runs a closure that borrows nothing on `target`, exactly once. If the target has claimed it by the

@@ -83,7 +83,7 @@ impl<K: Kernel> Caller<'_, K> {
             let starving = Starving::begin(here);
             let attended = Attended::begin(here);
             let free = here.mine.wait_until_level_is_free(here, true, limit);
-            attended.leave(K::BUDGET);
+            drop(attended);
             drop(starving);
             return if free { Ok((pinned, here)) } else { Err(CallError::Busy) };
         }

@@ -147,7 +147,7 @@ impl<K: Kernel> CrossCall<K> {
                 woken => break woken,
             }
         };
-        attended.leave(K::BUDGET);
+        drop(attended);
         woken
     }
 

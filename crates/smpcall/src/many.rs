@@ -296,9 +296,7 @@ impl<K: Kernel> PendingMany<K> {
             }
         }
         self.complete(failures, ladder.waited(K::now()));
-        if let Some(attended) = attended {
-            attended.leave(K::BUDGET);
-        }
+        drop(attended);
     }
 
     fn wait_once(&self, poll: bool, until: Deadline) -> Woken {
@@ -379,7 +377,12 @@ impl<K: Kernel> Drop for PendingMany<K> {
         if self.settled {
             return;
         }
-        self.withdraw_all();
+        let withdrawn = self.withdraw_all().len() as u64;
+        let pinned = InterruptsOff::<K>::new();
+        if let Some(mine) = self.here.boxes.get(pinned.cpu()) {
+            mine.counters().calls_withdrawn.add(withdrawn);
+        }
+        drop(pinned);
         let polls = !K::interrupts_enabled();
         while self.wait_once(polls, Deadline::NEVER) != Woken::Met(0) {}
         for word in self.here.boxes.panics_of(self.here.me, self.level) {

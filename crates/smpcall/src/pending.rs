@@ -77,9 +77,7 @@ impl<K: Kernel> Pending<K> {
                 break result;
             }
         };
-        if let Some(attended) = attended {
-            attended.leave(K::BUDGET);
-        }
+        drop(attended);
         result
     }
 
