@@ -6,35 +6,14 @@ mod support;
 use core::time::Duration;
 use std::cell::{Cell, RefCell};
 
-use smpcall::{CallError, Deferred, Diagnosis, Post, TargetState};
+use smpcall::{Deferred, Diagnosis, Post, TargetState};
 use smpcall_machine::Instant;
-use smpcall_simulator::faults::parse;
 use smpcall_simulator::kernel::Hooks;
-use smpcall_simulator::{Config, SimMachine, World, program};
-use support::{Calls, Cpu, Machine, counted, cpu, ms, quiet, run, set, us, world};
+use smpcall_simulator::{SimMachine, World, program};
+use support::{Calls, Cpu, Machine, counted, cpu, faulty, ms, quiet, run, set, timed_out, took, us, world};
 
 thread_local! {
     static OVERDUE: RefCell<Vec<(Instant, Option<Cpu>, Diagnosis)>> = const { RefCell::new(Vec::new()) };
-}
-
-/// A machine without ticks, with faults.
-fn faulty(cpus: usize, faults: &str) -> Config {
-    let mut config = quiet(cpus);
-    config.faults = parse(faults).expect("faults");
-    config
-}
-
-fn took<R>(what: impl FnOnce() -> R) -> (Duration, R) {
-    let started = SimMachine::now();
-    let result = what();
-    (SimMachine::now().since(started), result)
-}
-
-fn timed_out<R: core::fmt::Debug>(result: Result<R, CallError>) -> Diagnosis {
-    match result {
-        Err(CallError::TimedOut(diagnosis)) => diagnosis,
-        other => panic!("{other:?}"),
-    }
 }
 
 /// What CPU 0 is told about CPU 1 under these faults after waiting for `limit`.

@@ -6,30 +6,16 @@ mod support;
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::cell::Cell;
 
-use smpcall::{Deferred, Post};
 use smpcall_local_apic::Routing;
 use smpcall_machine::{Deadline, InterruptsOff, Woken};
 use smpcall_simulator::kernel::Hooks;
 use smpcall_simulator::{Config, RING_VECTOR, SimMachine, World, program};
-use support::{Calls, Flag, Machine, counted, cpu, icr_writes, quiet, run, set, us, world};
+use support::{
+    Calls, Flag, Machine, POSTS_RUN, counted, cpu, icr_writes, post_to, quiet, run, set, us, world,
+};
 
 thread_local! {
-    static POSTS_RUN: Cell<u64> = const { Cell::new(0) };
     static RESCHEDULED: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Errand;
-
-impl Deferred<SimMachine> for Errand {
-    type Handle = Box<Post<SimMachine, Self>>;
-
-    fn run(_: Self::Handle) {
-        POSTS_RUN.set(POSTS_RUN.get() + 1);
-    }
-}
-
-fn post_to(target: u32) {
-    Calls::post::<Errand>(cpu(target), Box::new(Post::new(Errand))).expect("queued");
 }
 
 /// How many commands the running CPU writes to its ICR while it does something.

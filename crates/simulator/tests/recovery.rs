@@ -5,60 +5,24 @@ mod support;
 
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use core::time::Duration;
-use std::cell::Cell;
 
-use smpcall::{CallError, Deferred, Diagnosis, Kernel, Post};
+use smpcall::{Kernel, Post};
 use smpcall_local_apic::Routing;
 use smpcall_machine::{Deadline, EventKind, Instant, InterruptsOff};
 use smpcall_simulator::campaign::{self, Options, default_routing};
 use smpcall_simulator::faults::{Probability, parse};
 use smpcall_simulator::kernel::Hooks;
 use smpcall_simulator::{Config, SimMachine, World, program};
-use support::{Calls, Cpu, Flag, Machine, counted, cpu, ms, quiet, run, set, us, world};
+use support::{
+    Calls, Cpu, Errand, Flag, Machine, POSTS_RUN, counted, cpu, faulty, ms, post_to, quiet, run, set,
+    timed_out, took, us, world,
+};
 
 const FIRST_BACKOFF: Duration = <SimMachine as Kernel>::FIRST_BACKOFF;
 const LONGEST_BACKOFF: Duration = <SimMachine as Kernel>::LONGEST_BACKOFF;
 
-thread_local! {
-    static POSTS_RUN: Cell<u64> = const { Cell::new(0) };
-}
-
-struct Errand;
-
-impl Deferred<SimMachine> for Errand {
-    type Handle = Box<Post<SimMachine, Self>>;
-
-    fn run(_: Self::Handle) {
-        POSTS_RUN.set(POSTS_RUN.get() + 1);
-    }
-}
-
-fn post_to(target: u32) {
-    Calls::post::<Errand>(cpu(target), Box::new(Post::new(Errand))).expect("queued");
-}
-
-/// A machine without ticks, with faults.
-fn faulty(cpus: usize, faults: &str) -> Config {
-    let mut config = quiet(cpus);
-    config.faults = parse(faults).expect("faults");
-    config
-}
-
 fn resent(world: &World<'_>) -> u64 {
     world.mailbox_counters(|counters| counters.rings_repeated.get())
-}
-
-fn took<R>(what: impl FnOnce() -> R) -> (Duration, R) {
-    let started = SimMachine::now();
-    let result = what();
-    (SimMachine::now().since(started), result)
-}
-
-fn timed_out<R: core::fmt::Debug>(result: Result<R, CallError>) -> Diagnosis {
-    match result {
-        Err(CallError::TimedOut(diagnosis)) => diagnosis,
-        other => panic!("{other:?}"),
-    }
 }
 
 #[test]

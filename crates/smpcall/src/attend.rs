@@ -7,10 +7,10 @@
 
 use core::sync::atomic::Ordering::Relaxed;
 
-use crate::Kernel;
 use crate::door::{ATTENDED, MARKS, OPEN};
 use crate::serve::Here;
-use smpcall_machine::EventKind;
+use crate::{Deadline, Kernel};
+use smpcall_machine::{EventKind, When, Woken, wait};
 
 /// The door of this CPU is attended until this is dropped.
 ///
@@ -20,6 +20,24 @@ pub(crate) struct Attended<K: Kernel> {
     here: Here<K>,
     /// Whether it was this that began the attendance: nested ones leave it to the outermost.
     outermost: bool,
+}
+
+impl<K: Kernel> Here<K> {
+    /// Waits until the condition holds, or `until`; if it is to poll (interrupts are off), also until this CPU's mailbox
+    /// is marked, and makes a pass then: `Met(1)`.
+    #[inline(always)]
+    pub(crate) fn wait_serving(&self, condition: When<'_, K::Memory>, poll: bool, until: Deadline) -> Woken {
+        // Relaxed: only this CPU opens and closes its door. A closed one has nothing to serve.
+        if poll && self.mine.door.0.load(Relaxed) & OPEN != 0 {
+            let woken = wait::<K>(&[condition, self.mine.door.0.differs(MARKS, 0)], until);
+            if woken == Woken::Met(1) {
+                self.pass(&mut { K::BUDGET });
+            }
+            woken
+        } else {
+            wait::<K>(&[condition], until)
+        }
+    }
 }
 
 impl<K: Kernel> Attended<K> {

@@ -132,18 +132,14 @@ impl<K: Kernel> CrossCall<K> {
         let _ = guard;
         let pinned = InterruptsOff::<K>::new();
         let Some(here) = Here::<K>::new(pinned.cpu()) else { return wait::<K>(&[condition], deadline) };
-        if K::in_nmi() || here.mine.door.0.load(Relaxed) & OPEN == 0 {
+        if K::in_nmi() {
             return wait::<K>(&[condition], deadline);
         }
         let attended = Attended::begin(here);
         let woken = loop {
-            match wait::<K>(&[condition, here.mine.door.0.differs(MARKS, 0)], deadline) {
-                Woken::Met(1) => {
-                    here.pass(&mut { K::BUDGET });
-                    if deadline.has_passed(K::now()) {
-                        break Woken::Deadline;
-                    }
-                }
+            match here.wait_serving(condition, true, deadline) {
+                Woken::Met(1) if !deadline.has_passed(K::now()) => {}
+                Woken::Met(1) => break Woken::Deadline,
                 woken => break woken,
             }
         };

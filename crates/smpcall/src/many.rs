@@ -4,7 +4,6 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use core::time::Duration;
 
 use crate::attend::Attended;
-use crate::door::{MARKS, OPEN};
 use crate::ladder::Ladder;
 use crate::mark::Marked;
 use crate::serve::Here;
@@ -13,7 +12,7 @@ use crate::{
     CallError, Caller, Cpu, CpuMask, CrossCall, Deadline, Instant, InterruptsOff, Kernel, ManyError,
     ManyFailures, Word,
 };
-use smpcall_machine::{CpuSetStorage, EventKind, Woken, wait};
+use smpcall_machine::{CpuSetStorage, EventKind, Woken};
 
 /// # Safety
 /// The luggage holds the address of an `F` that is alive.
@@ -300,17 +299,7 @@ impl<K: Kernel> PendingMany<K> {
     }
 
     fn wait_once(&self, poll: bool, until: Deadline) -> Woken {
-        let finished = self.count().equals(COUNT, 0);
-        // Relaxed: only this CPU opens and closes its door. A closed one has nothing to serve.
-        if poll && self.here.mine.door.0.load(Relaxed) & OPEN != 0 {
-            let woken = wait::<K>(&[finished, self.here.mine.door.0.differs(MARKS, 0)], until);
-            if woken == Woken::Met(1) {
-                self.here.pass(&mut { K::BUDGET });
-            }
-            woken
-        } else {
-            wait::<K>(&[finished], until)
-        }
+        self.here.wait_serving(self.count().equals(COUNT, 0), poll, until)
     }
 
     #[cold]

@@ -4,12 +4,11 @@
 use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 
 use crate::attend::Attended;
-use crate::door::{MARKS, OPEN};
 use crate::ladder::Ladder;
 use crate::serve::Here;
 use crate::slot::{CLAIMED, EMPTY, FINISHED, PANICKED, QUEUED, phase, state_for};
 use crate::{CallError, Caller, Cpu, Deadline, Instant, InterruptsOff, Kernel, Word};
-use smpcall_machine::{EventKind, Woken, wait};
+use smpcall_machine::{EventKind, Woken};
 
 /// A queued call. Dropping it unsettled (a closure served meanwhile panics) withdraws it or waits for its end.
 pub(crate) struct Pending<K: Kernel> {
@@ -81,20 +80,9 @@ impl<K: Kernel> Pending<K> {
         result
     }
 
-    /// Waits until the call is finished, or - polling - this CPU's mailbox was marked and served, or `until`.
     #[inline(always)]
     fn wait_once(&self, poll: bool, until: Deadline) -> Woken {
-        let finished = self.state().equals(FINISHED, FINISHED);
-        // Relaxed: only this CPU opens and closes its door. A closed one has nothing to serve.
-        if poll && self.here.mine.door.0.load(Relaxed) & OPEN != 0 {
-            let woken = wait::<K>(&[finished, self.here.mine.door.0.differs(MARKS, 0)], until);
-            if woken == Woken::Met(1) {
-                self.here.pass(&mut { K::BUDGET });
-            }
-            woken
-        } else {
-            wait::<K>(&[finished], until)
-        }
+        self.here.wait_serving(self.state().equals(FINISHED, FINISHED), poll, until)
     }
 
     #[inline(always)]

@@ -5,9 +5,12 @@
 
 use core::sync::atomic::Ordering::{Acquire, Release};
 use core::time::Duration;
+use std::cell::Cell;
 
+use smpcall::{CallError, Deferred, Diagnosis, Post};
 use smpcall_machine::{Deadline, Instant, InterruptsOff, Word, wait};
 use smpcall_simulator::campaign::default_routing;
+use smpcall_simulator::faults::parse;
 use smpcall_simulator::kernel::Hooks;
 use smpcall_simulator::{Config, RunEnd, SimCpuSet, SimMachine, SimMemory, World, program};
 
@@ -94,5 +97,48 @@ impl Flag {
     /// The condition for waits of the tests' own.
     pub fn when(&self, value: u64) -> smpcall_machine::When<'_, SimMemory> {
         self.0.equals(!0, value)
+    }
+}
+
+thread_local! {
+    /// How many posts of [`post_to`] the machines of this thread have run.
+    pub static POSTS_RUN: Cell<u64> = const { Cell::new(0) };
+}
+
+/// A post that counts itself when it is run.
+pub struct Errand;
+
+impl Deferred<SimMachine> for Errand {
+    type Handle = Box<Post<SimMachine, Self>>;
+
+    fn run(_: Self::Handle) {
+        POSTS_RUN.set(POSTS_RUN.get() + 1);
+    }
+}
+
+/// Queues one.
+pub fn post_to(target: u32) {
+    Calls::post::<Errand>(cpu(target), Box::new(Post::new(Errand))).expect("queued");
+}
+
+/// A machine without ticks, with faults.
+pub fn faulty(cpus: usize, faults: &str) -> Config {
+    let mut config = quiet(cpus);
+    config.faults = parse(faults).expect("faults");
+    config
+}
+
+/// How long something takes, and what comes of it.
+pub fn took<R>(what: impl FnOnce() -> R) -> (Duration, R) {
+    let started = SimMachine::now();
+    let result = what();
+    (SimMachine::now().since(started), result)
+}
+
+/// What a caller was told at its deadline.
+pub fn timed_out<R: core::fmt::Debug>(result: Result<R, CallError>) -> Diagnosis {
+    match result {
+        Err(CallError::TimedOut(diagnosis)) => diagnosis,
+        other => panic!("{other:?}"),
     }
 }
