@@ -1,16 +1,24 @@
 //! The first explorer: every schedule of the shipping code on a small machine, depth first.
 //!
 //! At every state it tries each CPU's next operation, each interrupt that a CPU would take, and each fault that
-//! the [`Bounds`] still permit: an interrupt message lost, a wait ended by its deadline. States that were seen
-//! before are not entered again: a state is the 128-bit hash of shared memory, APICs, flags and of everything that
-//! each CPU has learned ([`Stepper::state_hash`]), with what is left of the bounds. Beside that there is one
-//! reduction: an operation after which the CPU has the same choices and more, and that nobody else notices, is
-//! executed at once (enabling interrupts, writing an end of interrupt, reading the own APIC).
+//! the [`Bounds`] still permit: interrupt messages lost, a wait ended by its deadline. States that were seen
+//! before are not entered again: a state is the 128-bit hash of shared memory, APICs, flags, of where each CPU stands
+//! and of everything that it has learned ([`Stepper::state_hash`]), of what the protocol keeps outside, and of what is
+//! left of the bounds. Beside that there is one reduction: an operation after which the CPU has the same choices and
+//! more, and that nobody else notices, is executed at once (enabling interrupts, writing an end of interrupt, reading
+//! the own APIC's identifier or ICR).
 //!
 //! Time passes when nobody can move: then the wait with the earliest deadline ends. If that happens again and
-//! again, or there is no such wait, the machine hangs: that is a violation, not a time-out.
+//! again, or there is no such wait, the machine hangs: that is a violation, not a time-out. And if nothing was lost
+//! and no deadline was forced, nobody in a [prompt](Protocol::prompt) protocol may have to wait for time at all: a ring
+//! is missing then, and only the recovery ladder hides it (law L2: the count of interrupts is part of the law).
 //!
-//! A state is reached by replaying its schedule from the start. The memory model is sequential consistency.
+//! A state is reached by replaying its schedule from the start.
+//!
+//! What it does not see: memory models weaker than sequential consistency (so not that a merge of posts must
+//! publish); messages that are late or come twice, because a message is accepted in the step that sends it; what
+//! happens between two operations of one CPU, which is one step; endless loops of states, which end as "seen before";
+//! and decisions that code takes by statistics, which are not part of the state.
 
 use core::fmt;
 use std::collections::HashSet;
@@ -18,8 +26,9 @@ use std::hash::BuildHasherDefault;
 
 use rustc_hash::FxHasher;
 use smpcall_local_apic::{Register, Routing};
-use smpcall_machine::Cpu;
+use smpcall_machine::{Cpu, CpuSet};
 
+use crate::hash::absorb;
 use crate::kernel::Hooks;
 use crate::operation::Operation;
 use crate::stepped::{Program, Stepper};
@@ -35,8 +44,11 @@ pub struct Protocol {
     pub about: &'static str,
     /// How many CPUs.
     pub cpus: usize,
-    /// The programs; a fresh set for each exploration.
+    /// The programs; a fresh set for each exploration. Executions are cut short: a program must own nothing across an
+    /// operation that relies on being dropped (scoped threads, guards of things outside of the machine; heap memory leaks).
     pub programs: fn() -> Vec<Program<'static>>,
+    /// Whether nobody should have to wait for time to pass as long as nothing is lost and no deadline is forced.
+    pub prompt: bool,
     /// Puts back what the programs keep outside of shared memory, before each execution.
     pub reset: fn(),
     /// A fingerprint of what the programs keep outside of shared memory: part of the state.
@@ -67,8 +79,8 @@ impl Default for Bounds {
 pub enum Choice {
     /// The CPU executes its next operation.
     Step(Cpu),
-    /// It executes it, and the message that it sends is lost for this target.
-    StepLosing(Cpu, Cpu),
+    /// It executes it, and the message that it sends is lost for these targets.
+    StepLosing(Cpu, CpuSet<1>),
     /// It takes an interrupt first.
     Interrupt(Cpu),
     /// It takes an NMI first.
@@ -83,7 +95,7 @@ impl fmt::Display for Choice {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
             Self::Step(cpu) => write!(f, "{}", cpu.number()),
-            Self::StepLosing(cpu, target) => write!(f, "{}!{}", cpu.number(), target.number()),
+            Self::StepLosing(cpu, targets) => write!(f, "{}!{}", cpu.number(), &**targets),
             Self::Interrupt(cpu) => write!(f, "{}i", cpu.number()),
             Self::Nmi(cpu) => write!(f, "{}n", cpu.number()),
             Self::Expire(cpu) => write!(f, "{}x", cpu.number()),
@@ -131,11 +143,15 @@ pub fn explore(protocol: &Protocol, bounds: Bounds) -> Result<Exploration, Confi
     explore_on(&config, protocol, bounds)
 }
 
-/// As [`explore`], on a machine of the caller's.
+/// As [`explore`], on a machine of the caller's. Faults are the explorer's to choose.
 ///
 /// # Errors
 /// If there cannot be such a machine.
+///
+/// # Panics
+/// If the configuration has faults of its own: how far their counters are is not part of a state.
 pub fn explore_on(config: &Config, protocol: &Protocol, bounds: Bounds) -> Result<Exploration, ConfigError> {
+    assert!(config.faults.is_empty(), "an explored machine has no faults of its own");
     let mut stepper = Stepper::with_kernel(config, (protocol.programs)(), Hooks::default())?;
     (protocol.reset)();
     stepper.start();
@@ -174,7 +190,7 @@ struct Budget {
 impl Budget {
     fn spend(&mut self, choice: Choice) {
         match choice {
-            Choice::StepLosing(..) => self.drops -= 1,
+            Choice::StepLosing(_, targets) => self.drops -= targets.len() as u32,
             Choice::Expire(_) => self.expiries -= 1,
             Choice::TimePasses(_) => self.idle += 1,
             _ => {}
@@ -244,6 +260,13 @@ impl Search<'_> {
                 self.report.complete_executions += 1;
                 return self.at_end();
             }
+            let untouched = budget.drops == self.bounds.drops && budget.expiries == self.bounds.expiries;
+            if self.protocol.prompt && untouched && matches!(choices[..], [Choice::TimePasses(_), ..]) {
+                let waiters = self.waiters();
+                return Err(format!(
+                    "nothing was lost, and yet nobody can move until time passes (L2). {waiters}"
+                ));
+            }
             if budget.idle > PATIENCE {
                 return Err(format!("the machine hangs: only time passes. {}", self.waiters()));
             }
@@ -259,9 +282,8 @@ impl Search<'_> {
     }
 
     fn hash(&mut self, budget: Budget) -> u128 {
-        let left = u128::from(budget.drops) << 64 | u128::from(budget.expiries) << 32;
-        let kept = u128::from((self.protocol.fingerprint)()) << 96;
-        self.stepper.state_hash() ^ (left ^ kept | 1).wrapping_mul(0x9e37_79b9_7f4a_7c15_f39c_c060_5ced_c835)
+        let left = u64::from(budget.drops) << 32 | u64::from(budget.expiries);
+        absorb(absorb(self.stepper.state_hash(), left), (self.protocol.fingerprint)())
     }
 
     fn cpus(&self) -> impl Iterator<Item = Cpu> + use<> {
@@ -289,22 +311,20 @@ impl Search<'_> {
             if self.stepper.is_enabled(cpu) {
                 if budget.drops > 0 {
                     let targets = self.stepper.targets(cpu);
-                    choices.extend(targets.into_iter().map(|target| Choice::StepLosing(cpu, target)));
+                    let losses = subsets(&targets, budget.drops);
+                    choices.extend(losses.map(|losing| Choice::StepLosing(cpu, losing)));
                 }
                 choices.push(Choice::Step(cpu));
             }
         }
-        if choices.is_empty() {
-            let earliest = self
-                .cpus()
-                .filter_map(|cpu| Some((self.stepper.deadline(cpu)?, cpu)))
-                .min_by_key(|&(deadline, cpu)| (deadline, cpu));
-            choices.extend(earliest.map(|(_, cpu)| Choice::TimePasses(cpu)));
-        } else if budget.expiries > 0 {
-            for cpu in self.cpus() {
-                if self.stepper.deadline(cpu).is_some() && !self.stepper.is_enabled(cpu) {
-                    choices.push(Choice::Expire(cpu));
-                }
+        let earliest = self.cpus().filter_map(|cpu| self.stepper.deadline(cpu)).min();
+        let stuck = choices.is_empty();
+        for cpu in self.cpus() {
+            let Some(deadline) = self.stepper.deadline(cpu) else { continue };
+            if stuck && Some(deadline) == earliest {
+                choices.push(Choice::TimePasses(cpu));
+            } else if budget.expiries > 0 && !self.stepper.is_enabled(cpu) {
+                choices.push(Choice::Expire(cpu));
             }
         }
         choices
@@ -313,7 +333,10 @@ impl Search<'_> {
     fn perform(&mut self, choice: Choice) {
         match choice {
             Choice::Step(cpu) => self.stepper.step(cpu),
-            Choice::StepLosing(cpu, target) => self.stepper.step_losing(cpu, &[target]),
+            Choice::StepLosing(cpu, targets) => {
+                let targets: Vec<Cpu> = targets.iter().collect();
+                self.stepper.step_losing(cpu, &targets);
+            }
             Choice::Interrupt(cpu) => self.stepper.take_interrupt(cpu),
             Choice::Nmi(cpu) => self.stepper.take_nmi(cpu),
             Choice::Expire(cpu) | Choice::TimePasses(cpu) => self.stepper.expire(cpu),
@@ -355,11 +378,11 @@ impl Search<'_> {
 
     fn narrate(&self, choice: Choice) -> String {
         let (cpu, what) = match choice {
-            Choice::Step(cpu) => (cpu, ""),
-            Choice::StepLosing(cpu, _) => (cpu, ", and the message is lost"),
+            Choice::Step(cpu) => (cpu, String::new()),
+            Choice::StepLosing(cpu, targets) => (cpu, format!(", and the message to {} is lost", &*targets)),
             Choice::Interrupt(cpu) => return format!("{cpu}: takes an interrupt"),
             Choice::Nmi(cpu) => return format!("{cpu}: takes an NMI"),
-            Choice::Expire(cpu) | Choice::TimePasses(cpu) => (cpu, ": the deadline comes"),
+            Choice::Expire(cpu) | Choice::TimePasses(cpu) => (cpu, ": the deadline comes".to_owned()),
         };
         let pending = self.stepper.pending(cpu);
         let operation = match pending.operation {
@@ -384,10 +407,23 @@ fn place(source: crate::Source) -> String {
     format!("{name}:{}", source.line())
 }
 
+/// The non-empty subsets of at most `most` of these CPUs.
+fn subsets(cpus: &[Cpu], most: u32) -> impl Iterator<Item = CpuSet<1>> {
+    assert!(cpus.len() <= 16, "explored machines are small");
+    (1_u32..1 << cpus.len()).filter(move |subset| subset.count_ones() <= most).map(|subset| {
+        let members = cpus.iter().enumerate().filter(|(index, _)| subset & 1 << index != 0);
+        members.map(|(_, &cpu)| cpu).collect()
+    })
+}
+
 /// Whether the operation can be executed at once; see the module's description.
 fn is_local(operation: Operation) -> bool {
     match operation {
-        Operation::EnableInterrupts | Operation::ReadRegister(_) => true,
+        Operation::EnableInterrupts => true,
+        // Others change what the request and service registers say, but not these.
+        Operation::ReadRegister(register) => {
+            register == Register::ICR_LOW || register == Register::ID || register == Register::VERSION
+        }
         Operation::WriteRegister(register, _) => {
             register == Register::END_OF_INTERRUPT || register == Register::ICR_HIGH
         }

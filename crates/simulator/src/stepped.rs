@@ -1,6 +1,8 @@
 //! The simulated multiprocessor operation by operation: every CPU stops before each one, and a controller (an
 //! explorer, a test) says what happens next.
 
+use core::hash::{Hash, Hasher};
+
 use smpcall::Mailboxes;
 use smpcall_machine::{Cpu, Instant};
 
@@ -374,14 +376,20 @@ impl<'p> Stepper<'p> {
 }
 
 impl Processor {
-    /// A hash of all but the counters, given that of the APIC.
+    /// A hash of all but the counters, given that of the APIC. Where it stands in its program follows from what it has
+    /// learned only if it learns through operations; it also reads statistics and its clock. So the place counts too.
     fn hash(&self, cpu: usize, apic: u128) -> u128 {
         let flags = u64::from(self.interrupts_enabled)
             | u64::from(self.shadow) << 1
             | u64::from(self.nmi_depth) << 2
             | u64::from(self.handler_depth) << 32;
         let parts = [flags, self.time, apic as u64, (apic >> 64) as u64, cpu as u64];
-        parts.into_iter().fold(self.history, absorb)
+        let mut hasher = StateHasher(parts.into_iter().fold(self.history, absorb));
+        if let Some((operation, source)) = self.pending {
+            operation.hash(&mut hasher);
+            hasher.write_usize(core::ptr::from_ref(source).addr());
+        }
+        hasher.0
     }
 }
 

@@ -68,7 +68,7 @@ fn protocol(
     reset: fn(),
     check: fn() -> Result<(), String>,
 ) -> Protocol {
-    Protocol { name, about: "a test's", cpus, programs, reset, fingerprint, check }
+    Protocol { name, about: "a test's", cpus, programs, prompt: false, reset, fingerprint, check }
 }
 
 fn explored(protocol: &Protocol, drops: u32, expiries: u32) -> Exploration {
@@ -182,8 +182,12 @@ fn a_wake_up_between_the_look_and_the_halt_is_lost() {
 fn a_ring_that_may_be_lost_and_is_not_repeated_hangs() {
     let right = protocol("wake-up", 2, || sleeper(true), || reset_to(&[]), || Ok(()));
     let violation = explored(&right, 1, 0).violation.expect("nobody repeats the ring");
-    assert!(violation.schedule.contains(&Choice::StepLosing(cpu(0), cpu(1))), "{:?}", violation.schedule);
-    assert!(violation.operations.iter().any(|operation| operation.contains("the message is lost")));
+    assert!(
+        violation.schedule.contains(&Choice::StepLosing(cpu(0), [cpu(1)].into_iter().collect())),
+        "{:?}",
+        violation.schedule
+    );
+    assert!(violation.operations.iter().any(|operation| operation.contains("the message to 1 is lost")));
 }
 
 // Two CPUs ask each other and wait, with interrupts off.
@@ -409,4 +413,52 @@ fn interrupted_reader() -> Vec<Program<'static>> {
 #[test]
 fn hashing_states_loses_no_ending_of_an_interrupted_program() {
     agrees_with_naive(&protocol("interrupted", 2, interrupted_reader, || reset_to(&[]), collect_end), 8);
+}
+
+/// A ring that is forgotten, and not lost, is found even if somebody looks after a while: that is what `prompt` is for.
+#[test]
+fn a_forgotten_ring_that_only_the_deadline_makes_up_for_is_found() {
+    let programs = || -> Vec<Program<'static>> {
+        vec![
+            Box::new(|| word(0).store(1, Release)),
+            Box::new(|| {
+                // Looks at another word, and at this one only when its time is up.
+                let deadline = Deadline::within::<SimMachine>(Duration::from_micros(10));
+                let woken = wait::<SimMachine>(&[word(1).equals(!0, 1)], deadline);
+                assert_eq!(woken, Woken::Deadline);
+                await_word(0, 1);
+            }),
+        ]
+    };
+    let mut forgotten = protocol("forgotten", 2, programs, || reset_to(&[]), || Ok(()));
+    assert!(explored(&forgotten, 1, 1).violation.is_none(), "time heals it");
+    forgotten.prompt = true;
+    let violation = explored(&forgotten, 1, 1).violation.expect("nothing was lost, and time had to pass");
+    assert!(violation.what.contains("until time passes"), "{}", violation.what);
+}
+
+/// All of what a protocol keeps outside of shared memory is part of the state, the upper half of its fingerprint too.
+#[test]
+fn states_that_differ_only_high_in_the_fingerprint_are_told_apart() {
+    fn high() -> u64 {
+        notes()[0] << 56
+    }
+    let programs = || -> Vec<Program<'static>> {
+        // Which of the two stores comes first shows in the note alone.
+        let first = |who: u64| {
+            move || {
+                word(0).store(1, Release);
+                if notes()[0] == 0 {
+                    note(0, who);
+                }
+                program::forget_but(0);
+                word(1).store(1, Release);
+            }
+        };
+        vec![Box::new(first(1)), Box::new(first(2))]
+    };
+    let check = || if notes()[0] == 1 { Err("CPU 0 was first".to_owned()) } else { Ok(()) };
+    let mut order = protocol("order", 2, programs, || reset_to(&[]), check);
+    order.fingerprint = high;
+    assert!(explored(&order, 0, 0).violation.is_some(), "both orders are seen");
 }

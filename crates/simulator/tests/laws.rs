@@ -62,6 +62,8 @@ laws! {
     a_post_from_a_handler_is_run: "post-handler", 1 lost, 1 expired, 3_600 states;
     a_call_to_a_closing_cpu_is_run_or_refused: "close", 1 lost, 1 expired, 1_200 states;
     a_call_to_a_closing_cpu_after_two_lost_rings: "close", 2 lost, 2 expired, 4_500 states;
+    a_stale_mark_in_a_closing_mailbox_runs_the_next_call_or_none: "close-stale", 1 lost, 1 expired, 6_500 states;
+    two_posts_to_a_closing_cpu_are_run_or_refused: "close-posts", 1 lost, 1 expired, 12_000 states;
     a_call_with_a_deadline_to_a_closing_cpu_is_told: "close-deadline", 1 lost, 1 expired, 1_000 states;
     a_polling_call_to_a_closing_cpu_is_run_or_refused: "close-polling", 1 lost, 1 expired, 1_400 states;
     a_call_to_two_of_which_one_closes_one_lost: "close-many", 1 lost, 0 expired, 4_000 states;

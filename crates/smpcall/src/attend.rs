@@ -26,6 +26,7 @@ impl<K: Kernel> Here<K> {
     /// Waits until the condition holds, or `until`; if it is to poll (interrupts are off), also until this CPU's mailbox
     /// is marked, and makes a pass then: `Met(1)`.
     #[inline(always)]
+    #[track_caller]
     pub(crate) fn wait_serving(&self, condition: When<'_, K::Memory>, poll: bool, until: Deadline) -> Woken {
         // Relaxed: only this CPU opens and closes its door. A closed one has nothing to serve.
         if poll && self.mine.door.0.load(Relaxed) & OPEN != 0 {

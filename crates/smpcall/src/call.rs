@@ -38,9 +38,9 @@ impl<F: FnOnce() -> R, R> Frame<F, R> {
         // that this is the only access to it until the call is completed.
         unsafe {
             let frame = &*luggage.as_ptr().cast::<*const Self>().read();
-            if let Some(closure) = (*frame.closure.get()).take() {
-                *frame.result.get() = Some(closure());
-            }
+            let closure = (*frame.closure.get()).take();
+            debug_assert!(closure.is_some(), "a call is run once (law L1)");
+            *frame.result.get() = closure.map(|closure| closure());
         }
     }
 }

@@ -91,12 +91,29 @@ pub const ALL: &[Protocol] = &[
         2,
         || vec![calls(0, 1, FOR_EVER), closes()],
     ),
+    protocol("close-posts", "two CPUs post the same node to one that goes offline (L1, L5)", 3, || {
+        vec![posts(0, 2), posts(1, 2), closes()]
+    }),
     protocol("close-post", "a post to a CPU that goes offline: run or refused (L1, L5)", 2, || {
         vec![posts(0, 1), closes()]
     }),
     protocol("close-deadline", "a deadline, a claim and a closing mailbox race (L1, L3, L4, L5)", 2, || {
         vec![calls(0, 1, SHORT), closes()]
     }),
+    protocol(
+        "close-stale",
+        "the mark of a given-up call, a second call, and a closing mailbox (L1, L5)",
+        2,
+        || {
+            vec![
+                Box::new(|| {
+                    call(0, 1, SHORT, false);
+                    call(1, 1, FOR_EVER, false);
+                }),
+                closes(),
+            ]
+        },
+    ),
     protocol("close-polling", "a call with interrupts off to a CPU that goes offline (L1, L5)", 2, || {
         vec![calls_off(0, 1, FOR_EVER), closes()]
     }),
@@ -137,7 +154,7 @@ pub const ALL: &[Protocol] = &[
                     0,
                     Calls::for_ever().call(Cpu::new(1), || {
                         run(0);
-                        post(0);
+                        post(1, 0);
                     }),
                 );
                 program::forget_but(0);
@@ -165,7 +182,7 @@ const fn protocol(
     cpus: usize,
     programs: fn() -> Vec<Program<'static>>,
 ) -> Protocol {
-    Protocol { name, about, cpus, programs, reset, fingerprint, check }
+    Protocol { name, about, cpus, programs, prompt: true, reset, fingerprint, check }
 }
 
 /// No deadline.
@@ -186,14 +203,16 @@ enum Told {
 /// How many calls the books have room for.
 const ENTRIES: usize = 4;
 
-/// How often each call ran and what its caller was told, entered by either side.
-
+/// How often each call ran and what its caller was told, entered by either side; and the same of posts.
 #[derive(Default)]
 struct Books {
     runs: [Cell<u32>; ENTRIES],
     told: [Cell<Told>; ENTRIES],
     posts_queued: Cell<u32>,
     posts_run: Cell<u32>,
+    /// The posters, one bit each, whose posts were accepted, and whose work a run has found.
+    work_accepted: Cell<u64>,
+    work_found: Cell<u64>,
     wrong: Cell<Option<&'static str>>,
 }
 
@@ -207,6 +226,8 @@ fn reset() {
         books.told.iter().for_each(|told| told.set(Told::Nothing));
         books.posts_queued.set(0);
         books.posts_run.set(0);
+        books.work_accepted.set(0);
+        books.work_found.set(0);
         books.wrong.set(None);
     });
     shared().reset();
@@ -217,7 +238,8 @@ fn fingerprint() -> u64 {
         let runs = books.runs.iter().fold(0, |sum, runs| sum << 4 | u64::from(runs.get()));
         let told = books.told.iter().fold(0, |sum, told| sum << 4 | told.get() as u64);
         let posts = u64::from(books.posts_queued.get()) << 4 | u64::from(books.posts_run.get());
-        runs << 32 | told << 16 | posts << 1 | u64::from(books.wrong.get().is_some())
+        let posts = posts << 8 | books.work_accepted.get() << 4 | books.work_found.get();
+        runs << 48 | told << 32 | posts << 1 | u64::from(books.wrong.get().is_some())
     })
 }
 
@@ -238,7 +260,15 @@ fn check() -> Result<(), String> {
             }
         }
         let (queued, run) = (books.posts_queued.get(), books.posts_run.get());
-        if queued == run { Ok(()) } else { Err(format!("{queued} posts were queued, {run} were run (L1)")) }
+        if queued != run {
+            return Err(format!("{queued} posts were queued, {run} were run (L1)"));
+        }
+        let lost = books.work_accepted.get() & !books.work_found.get();
+        if lost == 0 {
+            Ok(())
+        } else {
+            Err(format!("posts were accepted, and no run came after them: {lost:#b} (L1)"))
+        }
     })
 }
 
@@ -246,8 +276,10 @@ fn wrong(what: &'static str) {
     BOOKS.with(|books| books.wrong.set(Some(what)));
 }
 
-/// The closure of a call runs.
+/// The closure of a call runs. It touches shared memory before it takes effect: what happens between two operations of
+/// a CPU is one step, and an effect in the step of the claim would hide that completion and effect are in the wrong order.
 fn run(entry: usize) {
+    shared().effects.fetch_add(1, Ordering::Relaxed);
     BOOKS.with(|books| books.runs[entry].set(books.runs[entry].get() + 1));
     if SimMachine::interrupts_enabled() {
         wrong("a closure ran with interrupts enabled");
@@ -274,11 +306,17 @@ fn idle() -> Program<'static> {
 }
 
 fn calls(entry: usize, target: u32, limit: Option<Duration>) -> Program<'static> {
-    Box::new(move || call(entry, target, limit, false))
+    Box::new(move || {
+        call(entry, target, limit, false);
+        program::forget_but(0);
+    })
 }
 
 fn calls_off(entry: usize, target: u32, limit: Option<Duration>) -> Program<'static> {
-    Box::new(move || call(entry, target, limit, true))
+    Box::new(move || {
+        call(entry, target, limit, true);
+        program::forget_but(0);
+    })
 }
 
 fn call(entry: usize, target: u32, limit: Option<Duration>, interrupts_off: bool) {
@@ -304,13 +342,11 @@ fn call(entry: usize, target: u32, limit: Option<Duration>, interrupts_off: bool
         wrong("the closure's writes or its result did not reach the caller (L1)");
     }
     settle(entry, result);
-    program::forget_but(0);
 }
 
 fn call_static(entry: usize, target: u32, limit: Option<Duration>) {
     let caller = limit.map_or_else(Calls::for_ever, Calls::within);
     settle(entry, caller.call_static(Cpu::new(target), move || run(entry)));
-    program::forget_but(0);
 }
 
 /// A call to many: entry + n for the n-th target.
@@ -357,27 +393,39 @@ impl Deferred<SimMachine> for Errand {
     type Handle = &'static Post<SimMachine, Self>;
 
     fn run(_: Self::Handle) {
-        BOOKS.with(|books| books.posts_run.set(books.posts_run.get() + 1));
+        let work = shared().work.swap(0, Ordering::Acquire);
+        BOOKS.with(|books| {
+            books.posts_run.set(books.posts_run.get() + 1);
+            books.work_found.set(books.work_found.get() | work);
+        });
     }
 }
 
-/// Posts the node of this thread.
-fn post(target: u32) {
-    match Calls::post::<Errand>(Cpu::new(target), shared().node()) {
-        Ok(Posted::Queued) => BOOKS.with(|books| books.posts_queued.set(books.posts_queued.get() + 1)),
-        Ok(Posted::Merged) => {}
-        Err(error) => {
-            if !matches!(error.reason, PostRefusal::Offline | PostRefusal::Contended) {
-                wrong("a post was refused for no reason");
+/// Leaves some work for the node of this thread, and posts it.
+fn post(poster: usize, target: u32) {
+    let work = 1 << poster;
+    shared().work.fetch_or(work, Ordering::Release);
+    let result = Calls::post::<Errand>(Cpu::new(target), shared().node());
+    BOOKS.with(|books| {
+        if result.is_ok() {
+            books.work_accepted.set(books.work_accepted.get() | work);
+        }
+        match result {
+            Ok(Posted::Queued) => books.posts_queued.set(books.posts_queued.get() + 1),
+            Ok(Posted::Merged) => {}
+            Err(error) => {
+                if !matches!(error.reason, PostRefusal::Offline | PostRefusal::Contended) {
+                    wrong("a post was refused for no reason");
+                }
             }
         }
-    }
+    });
 }
 
 /// Posts, and says so.
 fn posts(poster: usize, target: u32) -> Program<'static> {
     Box::new(move || {
-        post(target);
+        post(poster, target);
         shared().said[poster].store(1, Ordering::Release);
         program::forget_but(0);
     })
@@ -406,6 +454,10 @@ fn polls_until_said(entry: usize) -> Program<'static> {
 struct Shared {
     node: UnsafeCell<Post<SimMachine, Errand>>,
     said: [Word<SimMemory>; 2],
+    /// What posters leave for the run: one bit each.
+    work: Word<SimMemory>,
+    /// How often closures have run.
+    effects: Word<SimMemory>,
 }
 
 impl Shared {
@@ -417,7 +469,9 @@ impl Shared {
     fn reset(&self) {
         // SAFETY: called before an execution begins: nobody refers to the node, and mailboxes are emptied too.
         unsafe { *self.node.get() = Post::new(Errand) };
-        self.said.iter().for_each(|said| said.store(0, Ordering::Relaxed));
+        for word in self.said.iter().chain([&self.work, &self.effects]) {
+            word.store(0, Ordering::Relaxed);
+        }
     }
 }
 
@@ -426,6 +480,8 @@ fn shared() -> &'static Shared {
         static SHARED: &'static Shared = Box::leak(Box::new(Shared {
             node: UnsafeCell::new(Post::new(Errand)),
             said: [Word::new(0), Word::new(0)],
+            work: Word::new(0),
+            effects: Word::new(0),
         }));
     }
     SHARED.with(|&shared| shared)
