@@ -37,9 +37,10 @@ pub struct Config {
     /// Hardware shadows one instruction, and an operation is rarely the very next one: with this on, possible
     /// interleavings are missing. `halt` is `sti; hlt` in one operation and needs no shadow.
     pub sti_shadow: bool,
-    /// Stepped machines: whether a finished handler leaves the history of the CPU it interrupted unchanged, so
-    /// that fewer states differ. Right if handlers pass on what they learn through shared words only.
-    pub handlers_forget: bool,
+    /// Stepped machines: whether hints are believed that make fewer states differ. A finished handler leaves the history
+    /// of the CPU that it interrupted unchanged (right if handlers pass on what they learn through shared words only),
+    /// and [`forget_but`](crate::program::forget_but) forgets. A wrong hint hides states: cross-check without.
+    pub believe_hints: bool,
 }
 
 impl Config {
@@ -56,7 +57,7 @@ impl Config {
             shorthands: true,
             trace: false,
             sti_shadow: false,
-            handlers_forget: false,
+            believe_hints: false,
         }
     }
 

@@ -21,7 +21,7 @@
 //! and decisions that code takes by statistics, which are not part of the state.
 
 use core::fmt;
-use std::collections::HashSet;
+use std::collections::{BTreeSet, HashSet};
 use std::hash::BuildHasherDefault;
 
 use rustc_hash::FxHasher;
@@ -124,6 +124,8 @@ pub struct Exploration {
     pub executions: u64,
     /// Executions that came to an end.
     pub complete_executions: u64,
+    /// The different fingerprints of the protocol at the ends.
+    pub endings: BTreeSet<u64>,
     /// Whether all that the bounds allow was seen: neither cut by their limit of states nor by a violation.
     pub complete: bool,
     /// The first violation.
@@ -139,7 +141,7 @@ const PATIENCE: u32 = 40;
 /// If there cannot be such a machine.
 pub fn explore(protocol: &Protocol, bounds: Bounds) -> Result<Exploration, ConfigError> {
     let mut config = Config::new(protocol.cpus, Routing::Flat, 0);
-    config.handlers_forget = true;
+    config.believe_hints = true;
     explore_on(&config, protocol, bounds)
 }
 
@@ -165,6 +167,7 @@ pub fn explore_on(config: &Config, protocol: &Protocol, bounds: Bounds) -> Resul
             states: 0,
             executions: 0,
             complete_executions: 0,
+            endings: BTreeSet::new(),
             complete: false,
             violation: None,
         },
@@ -258,6 +261,7 @@ impl Search<'_> {
             let mut choices = self.choices(budget);
             if choices.is_empty() {
                 self.report.complete_executions += 1;
+                self.report.endings.insert((self.protocol.fingerprint)());
                 return self.at_end();
             }
             let untouched = budget.drops == self.bounds.drops && budget.expiries == self.bounds.expiries;

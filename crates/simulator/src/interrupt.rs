@@ -61,7 +61,7 @@ impl Drop for Return {
     fn drop(&mut self) {
         self.state.with(|machine| {
             let (cost, jitter) = (machine.cost.interrupt_exit, machine.cost.jitter);
-            let (timed, forget) = (machine.driver == Driver::Timed, machine.handlers_forget);
+            let (timed, forget) = (machine.driver == Driver::Timed, machine.believe_hints);
             let running = machine.running;
             let processor = machine.cpu();
             processor.handler_depth -= 1;

@@ -10,7 +10,7 @@ use std::collections::BTreeSet;
 
 use smpcall_local_apic::Routing;
 use smpcall_machine::{Deadline, InterruptsOff, Ipi, Woken, Word, wait};
-use smpcall_simulator::explorer::{Bounds, Choice, Exploration, Protocol, explore};
+use smpcall_simulator::explorer::{Bounds, Choice, Exploration, Protocol, explore, explore_on, protocols};
 use smpcall_simulator::kernel::Hooks;
 use smpcall_simulator::{Config, Program, RING_VECTOR, SimMachine, SimMemory, Stepper, program};
 use support::{Cpu, Machine, cpu};
@@ -461,4 +461,30 @@ fn states_that_differ_only_high_in_the_fingerprint_are_told_apart() {
     let mut order = protocol("order", 2, programs, || reset_to(&[]), check);
     order.fingerprint = high;
     assert!(explored(&order, 0, 0).violation.is_some(), "both orders are seen");
+}
+
+/// The hints that make explorations smaller lose no ending of the shipping protocols.
+#[test]
+fn hints_lose_no_ending() {
+    let mut states = (0, 0);
+    for name in [
+        "call",
+        "call-polling",
+        "deadline",
+        "deadline-static",
+        "reuse",
+        "nested",
+        "many-deadline",
+        "close-stale",
+    ] {
+        let protocol = protocols::by_name(name).expect("a protocol of this name");
+        let bounds = Bounds { drops: 1, expiries: 1, ..Bounds::default() };
+        let hinted = explore(protocol, bounds).expect("a machine");
+        let plain = Config::new(protocol.cpus, Routing::Flat, 0);
+        let unhinted = explore_on(&plain, protocol, bounds).expect("a machine");
+        assert!(hinted.complete && unhinted.complete, "{name}");
+        assert_eq!(hinted.endings, unhinted.endings, "{name}");
+        states = (states.0 + hinted.states, states.1 + unhinted.states);
+    }
+    assert!(states.0 < states.1, "the hints hint at nothing: {states:?}");
 }

@@ -9,7 +9,7 @@ use smpcall_simulator::explorer::{Bounds, explore_on, protocols};
 fn holds(name: &str, bounds: Bounds, at_least: usize) {
     let protocol = protocols::by_name(name).expect("a protocol of this name");
     let mut config = Config::new(50, Routing::Physical, 0);
-    config.handlers_forget = true;
+    config.believe_hints = true;
     let exploration = explore_on(&config, protocol, bounds).expect("a machine");
     assert!(exploration.violation.is_none(), "{:#?}", exploration.violation);
     assert!(exploration.complete, "cut short after {} states", exploration.states);

@@ -184,11 +184,11 @@ fn exploring_again_visits_the_same_states() {
 #[test]
 fn a_handler_that_leaves_nothing_behind_may_be_forgotten() {
     let _alone = alone();
-    let count = |handlers_forget| {
+    let count = |believe_hints| {
         let mut programs = senders(2);
         // The target has a program of its own, which the handler may interrupt anywhere.
         programs[0] = Box::new(|| call_async(3, CPU[0]));
-        let config = Config { handlers_forget, ..Config::new(3, Routing::X2ApicPhysical, 0) };
+        let config = Config { believe_hints, ..Config::new(3, Routing::X2ApicPhysical, 0) };
         let mut stepper = Stepper::new(&config, programs).expect("a machine");
         stepper.set_handler(RING_VECTOR, serve);
         explore(&mut stepper, &restore_calls, 0)
