@@ -72,12 +72,18 @@ pub(crate) enum Ladder {
 /// The retry writes the low word again, as the MP specification (B-3) has it: the command that did not go out gets
 /// another chance instead of being overwritten. Only messages that merge with themselves at the target, should they
 /// have been sent after all, are retried: a second INIT or start-up message could hit a CPU that runs by now.
-/// To be called with interrupts disabled, so that the word is not changed by a handler.
+/// To be called with interrupts disabled, so that the word is not changed by a handler. An NMI handler that changes it
+/// leaves the controller idle and the upper word as it was.
 pub(crate) fn wait_or_retry<M: Machine>(access: &impl Access) -> Ladder {
     if wait_within::<M>(access, DISPATCH_BOUND) {
         return Ladder::Idle { rewritten: 0 };
     }
     let stuck = access.read(Register::ICR_LOW);
+    if stuck & Icr::SEND_PENDING == 0 {
+        // It has become idle at last. An NMI handler may have seen to that, and then the low word is its command, which
+        // the upper one is not the destination of.
+        return Ladder::Idle { rewritten: 0 };
+    }
     if merges_with_itself(stuck) {
         access.write(Register::ICR_LOW, stuck & !Icr::SEND_PENDING & !(Icr::reserved(Mode::XApic) as u32));
         if wait_within::<M>(access, DISPATCH_BOUND) {

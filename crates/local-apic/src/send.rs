@@ -42,7 +42,7 @@ impl Interrupt {
 pub struct Sent {
     /// How many commands of its own were written to the ICR.
     pub commands: u32,
-    /// How many times a command that stood in the way was written again (xAPIC only).
+    /// How many times a command that did not go out was written again (xAPIC only).
     pub rewritten: u32,
 }
 
@@ -61,9 +61,14 @@ impl From<DestinationTooWide> for SendError {
 impl<M: Machine, A: Access> LocalApic<M, A> {
     /// Sends one interrupt to one CPU, which may be this one: one command on every routing.
     ///
-    /// Any context. The caller's earlier stores are visible to the target before it takes the interrupt. In xAPIC
-    /// mode a busy controller is waited for: for ordinary interrupts twice [`DISPATCH_BOUND`](crate::DISPATCH_BOUND)
-    /// at the most, for NMIs [`PATIENT_BOUND`](crate::PATIENT_BOUND) more.
+    /// The caller's earlier stores are visible to the target before it takes the interrupt. In xAPIC mode a busy
+    /// controller is waited for: for ordinary interrupts twice [`DISPATCH_BOUND`](crate::DISPATCH_BOUND) at the most,
+    /// for NMIs [`PATIENT_BOUND`](crate::PATIENT_BOUND) more.
+    ///
+    /// Any context. In xAPIC mode the command is two register writes, which maskable interrupts are kept out of. What
+    /// cannot be kept out ([`in_nmi`](Machine::in_nmi)) may have interrupted such a command at any point, and leaves
+    /// the ICR to it as it found it: it waits also after its own command, twice
+    /// [`DISPATCH_BOUND`](crate::DISPATCH_BOUND) at the most, and puts the destination back.
     ///
     /// # Errors
     /// [`SendError::Unreachable`] if the target has no APIC or the routing cannot address it,
@@ -204,8 +209,11 @@ impl<M: Machine, A: Access> LocalApic<M, A> {
                 Ok(Sent { commands: 1, rewritten: 0 })
             }
             Mode::XApic => {
+                if M::in_nmi() {
+                    return self.submit_in_nmi(command, patience);
+                }
                 // From the check to the second word nothing else of this CPU may use the ICR: a handler that sent
-                // between the two words would send ours to its target. An NMI handler still can.
+                // between the two words would send ours to its target. An NMI handler still can, and makes it good.
                 let interrupts_off = InterruptsOff::<M>::new();
                 if is_idle(&self.access) {
                     self.write_words(command, &interrupts_off);
@@ -228,6 +236,26 @@ impl<M: Machine, A: Access> LocalApic<M, A> {
             }
             Ladder::Busy => Err(SendError::ControllerBusy),
         }
+    }
+
+    /// As [`submit`](Self::submit) in xAPIC mode, in what may have interrupted another command of this CPU anywhere
+    /// between its check and its second word. That command relies on two things, and finds both when it goes on: the
+    /// destination it has written, and an idle controller.
+    ///
+    /// A controller that was busy to begin with was so for the interrupted command too: it has not written its
+    /// destination yet, and the one that the retry uses is still that of the command that is stuck.
+    #[cold]
+    fn submit_in_nmi(&self, command: u64, patience: &mut Patience) -> Result<Sent, SendError> {
+        let interrupted = self.access.read(Register::ICR_HIGH) & !((Icr::reserved(Mode::XApic) >> 32) as u32);
+        let sent = self.submit_when_idle(command, patience)?;
+        // Retried here if it is stuck, because its destination is gone afterwards. If it stays stuck, the interrupted
+        // command may be lost like any that is written to such a controller; later ones find it busy and say so.
+        let rewritten = match wait_or_retry::<M>(&self.access) {
+            Ladder::Idle { rewritten } => rewritten,
+            Ladder::Busy => 0,
+        };
+        self.access.write(Register::ICR_HIGH, interrupted);
+        Ok(sent.and(Sent { commands: 0, rewritten }))
     }
 
     /// The two words of the ICR, the one that sends last. SDM, "Interrupt Command Register (ICR)".

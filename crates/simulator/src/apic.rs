@@ -16,6 +16,12 @@
 //!   nothing. Lowest priority is reserved on x2APIC.
 //! * A write of the ICR while a dispatch is in progress is accepted and extends it; the earlier message is
 //!   already under way.
+//! * A lowest-priority message goes to the one with the lowest processor priority of those addressed that would
+//!   accept it, and among equals to the lowest identifier. There is no focus processor (as since the Pentium 4).
+//! * A write of a local-vector-table entry with a vector below 16 and fixed delivery, masked or not, sets "received
+//!   illegal vector" in the error status (the SDM allows it).
+//! * Logical destination 0xff is the broadcast in xAPIC mode, and reaches also an APIC whose logical-destination
+//!   register is zero.
 //! * The former delivery-status bit is ignored in x2APIC writes; the other reserved bits fault.
 //!
 //! Not modelled: the timer's counting (ticks are the machine's; the count registers hold what was written, the

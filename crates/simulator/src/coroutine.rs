@@ -66,22 +66,17 @@ impl CpuCoroutine {
     /// As for [`new`](Self::new); and nothing that is used later refers to this CPU's stack, nor relies on the
     /// destructor of something that lives there.
     pub(crate) unsafe fn restart<F: FnOnce()>(&mut self, state: Shared, cpu: usize, program: Option<F>) {
-        let Some(mut coroutine) = self.coroutine.take() else { return };
-        if coroutine.started() {
-            // SAFETY: the caller promises that no destructor matters.
-            unsafe { coroutine.force_reset() };
-        } else {
-            coroutine.force_unwind();
-        }
         // SAFETY: passed on to the caller.
-        *self = unsafe { Self::on_stack(coroutine.into_stack(), state, cpu, program) };
+        let Some(stack) = (unsafe { self.take_stack() }) else { return };
+        // SAFETY: passed on to the caller.
+        *self = unsafe { Self::on_stack(stack, state, cpu, program) };
     }
 
     /// Ends the CPU's life. `idle`: it is suspended in its idle loop, outside of any handler.
     ///
     /// A machine that is switched off runs no destructors: they would perform operations, on other CPUs' stacks among
     /// others. So the stack of a CPU that is in the middle of something is not used again; it is kept as it is, for
-    /// ever, and no reference to it ever dangles.
+    /// ever, and no reference to it ever dangles. [`forget`](Self::forget) is for those who know that none is left.
     pub(crate) fn switch_off(&mut self, idle: bool) {
         let Some(mut coroutine) = self.coroutine.take() else { return };
         if !coroutine.started() {
@@ -94,6 +89,33 @@ impl CpuCoroutine {
             return;
         }
         stack_pool::give_back(coroutine.into_stack());
+    }
+
+    /// Ends the CPU's life whatever it is doing, without unwinding: its stack is used again.
+    ///
+    /// # Safety
+    /// Nothing that is used later refers to this CPU's stack, nor relies on the destructor of something that lives
+    /// there.
+    pub(crate) unsafe fn forget(&mut self) {
+        // SAFETY: passed on to the caller.
+        if let Some(stack) = unsafe { self.take_stack() } {
+            stack_pool::give_back(stack);
+        }
+    }
+
+    /// Takes the stack away from what runs on it. A program that was not started is dropped.
+    ///
+    /// # Safety
+    /// As for [`forget`](Self::forget).
+    unsafe fn take_stack(&mut self) -> Option<DefaultStack> {
+        let mut coroutine = self.coroutine.take()?;
+        if coroutine.started() {
+            // SAFETY: the caller promises that no destructor matters.
+            unsafe { coroutine.force_reset() };
+        } else {
+            coroutine.force_unwind();
+        }
+        Some(coroutine.into_stack())
     }
 }
 

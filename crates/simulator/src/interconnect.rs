@@ -259,8 +259,8 @@ impl State {
         self.notice_interrupt(to, time);
     }
 
-    /// The CPUs that a command of `sender` addresses, ascending, into `targets`. Searches no more APICs than can be
-    /// meant.
+    /// The CPUs that a message of `sender`'s command goes to, ascending, into `targets`. Searches no more APICs than can
+    /// be meant.
     pub(crate) fn targets(&self, sender: usize, command: &Command, targets: &mut Vec<usize>) {
         targets.clear();
         let icr = &command.icr;
@@ -278,6 +278,10 @@ impl State {
                 DestinationMode::Logical => targets.extend((0..self.cpus.len()).filter(meant)),
             },
             _ => targets.extend((0..self.cpus.len()).filter(meant)),
+        }
+        if icr.delivery_mode == DeliveryMode::LowestPriority {
+            let winner = targets.iter().copied().min_by_key(|&cpu| self.cpus[cpu].apic.arbitration_order());
+            targets.retain(|&cpu| Some(cpu) == winner);
         }
     }
 

@@ -213,7 +213,11 @@ impl Access for SimAccess {
         let value = state.with(|machine| {
             machine.register_read |= machine.phase == Phase::Evaluating;
             let processor = machine.cpu();
+            let errors = processor.apic.errors();
             let value = processor.apic.read(register, Instant::from_nanos(processor.time));
+            if processor.apic.errors() != errors {
+                processor.refresh();
+            }
             machine.learn_value(value.map_or(0, u64::from));
             value
         });

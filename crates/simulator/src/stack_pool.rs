@@ -22,13 +22,15 @@ thread_local! {
 /// # Panics
 /// If the address space is used up.
 pub(crate) fn take() -> DefaultStack {
-    POOL.with_borrow_mut(Vec::pop)
-        .unwrap_or_else(|| DefaultStack::new(STACK_BYTES).expect("no address space left for a CPU's stack"))
+    let pooled = POOL.try_with(|pool| pool.borrow_mut().pop()).ok().flatten();
+    pooled.unwrap_or_else(|| DefaultStack::new(STACK_BYTES).expect("no address space left for a CPU's stack"))
 }
 
 /// Gives a stack back, on which no frame is alive.
 pub(crate) fn give_back(stack: DefaultStack) {
-    POOL.with_borrow_mut(|pool| {
+    // A machine that is dropped while its thread ends may find the pool gone: then the stack is unmapped.
+    let _ = POOL.try_with(|pool| {
+        let mut pool = pool.borrow_mut();
         if pool.len() < KEPT {
             pool.push(stack);
         }
@@ -46,5 +48,32 @@ mod tests {
         let base = stack.base();
         give_back(stack);
         assert_eq!(take().base(), base);
+    }
+
+    /// Takes a stack when its thread begins and gives it back when its thread ends.
+    #[derive(Default)]
+    struct Borrower(std::cell::Cell<Option<DefaultStack>>);
+
+    impl Drop for Borrower {
+        fn drop(&mut self) {
+            give_back(self.0.take().unwrap_or_else(take));
+        }
+    }
+
+    thread_local! {
+        static BEFORE_THE_POOL: Borrower = Borrower::default();
+        static AFTER_THE_POOL: Borrower = Borrower::default();
+    }
+
+    #[test]
+    fn a_thread_that_ends_may_give_stacks_back_after_its_pool_is_gone() {
+        // Thread-locals end in an order that is not ours to choose: one is on either side of the pool.
+        let thread = std::thread::spawn(|| {
+            BEFORE_THE_POOL.with(|borrower| borrower.0.set(None));
+            let stack = take();
+            BEFORE_THE_POOL.with(|borrower| borrower.0.set(Some(stack)));
+            AFTER_THE_POOL.with(|borrower| borrower.0.set(Some(take())));
+        });
+        thread.join().expect("the thread ends without a panic");
     }
 }

@@ -72,12 +72,22 @@ fn acknowledge(mut frame: InterruptFrame) {
 
 /// A simulated machine. Programs may borrow what lives longer than `'p`.
 ///
-/// Several can exist on one thread, one running at a time, and on several threads. Dropping one switches it off: what
-/// is in progress on its CPUs is never finished, and no destructor of it runs.
+/// Several can exist on one thread, one running at a time, and on several threads.
+///
+/// Dropping one switches it off: what is in progress on its CPUs is never finished, and no destructor of it runs. What
+/// a program then [must not own](Self::spawn) is said there. The stack of a CPU in the middle of something is kept for
+/// ever, because nobody knows who refers to it: 256 KiB of address space and two mappings, of which Linux allows
+/// 65530 per process. Who drops many such machines [gives up](Self::forget_programs) those stacks.
+///
+/// A CPU that is suspended while it unwinds (a destructor performed an operation) never ends its panic:
+/// [`std::thread::panicking`] is true on this thread from the panic on, for other CPUs and machines too, and stays so
+/// when the machine is dropped.
 pub struct World<'p> {
     cpus: Vec<Option<CpuCoroutine>>,
     /// Dropped after the coroutines, which use it.
     state: Owner,
+    /// The caller of `forget_programs` has made its promise.
+    forgettable: bool,
     programs: PhantomData<&'p mut &'p ()>,
 }
 
@@ -96,7 +106,7 @@ impl<'p> World<'p> {
             }
         });
         let cpus = (0..config.cpus).map(|_| None).collect();
-        Ok(Self { cpus, state, programs: PhantomData })
+        Ok(Self { cpus, state, forgettable: false, programs: PhantomData })
     }
 
     /// A machine whose CPUs are booted, idle and online: they have mailboxes, and handlers that serve them.
@@ -141,6 +151,11 @@ impl<'p> World<'p> {
 
     /// Gives a CPU its program. It starts with interrupts enabled.
     ///
+    /// It may never be finished: the machine can be dropped at each of its operations, and its destructors do not run
+    /// then. So across an operation it must not own anything whose destructor somebody outside of the machine relies
+    /// on: no scoped threads ([`std::thread::scope`]; they would outlive what they borrow), no guard of a lock that
+    /// others take. Memory that it owns leaks.
+    ///
     /// # Panics
     /// If there is no such CPU, it has a program, or the machine has run already.
     pub fn spawn(&mut self, cpu: Cpu, program: impl FnOnce() + 'p) {
@@ -149,6 +164,16 @@ impl<'p> World<'p> {
         // SAFETY: the state is dropped after the coroutines; what the program borrows outlives `'p`, and with it `self`.
         *slot = Some(unsafe { CpuCoroutine::new(self.state.shared(), cpu.index(), Some(program)) });
         self.state.with(|machine| machine.programs += 1);
+    }
+
+    /// Lets dropping this machine take the stacks away from programs that are not finished, for the next machine:
+    /// without, they are kept for ever. Changes nothing before that; the machine may go on running.
+    ///
+    /// # Safety
+    /// From when the machine is dropped, nothing that is used refers to what lives on the CPUs' stacks, and nothing
+    /// there relies on being dropped. (Heap memory owned there leaks.)
+    pub unsafe fn forget_programs(&mut self) {
+        self.forgettable = true;
     }
 
     /// Runs until all programs have ended, until `limit` at the latest. May be called again to go on.
@@ -271,9 +296,100 @@ impl Drop for World<'_> {
     fn drop(&mut self) {
         for (cpu, coroutine) in self.cpus.iter_mut().enumerate() {
             let idle = self.state.with(|machine| machine.cpus[cpu].is_idle());
-            if let Some(coroutine) = coroutine {
+            let Some(coroutine) = coroutine else { continue };
+            if self.forgettable {
+                // SAFETY: the caller of `forget_programs` has promised it.
+                unsafe { coroutine.forget() };
+            } else {
                 coroutine.switch_off(idle);
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use core::time::Duration;
+    use std::cell::RefCell;
+    use std::collections::HashSet;
+
+    use smpcall_local_apic::Routing;
+
+    use crate::program;
+
+    const LIMIT: Instant = Instant::from_nanos(1_000_000);
+
+    #[test]
+    fn machines_whose_programs_are_forgotten_share_their_stacks() {
+        let config = Config::new(255, Routing::X2ApicPhysical, 0);
+        let stacks = RefCell::new(HashSet::new());
+        // Their stacks together are more mappings than a process may have.
+        for _ in 0..300 {
+            let mut world = World::new(&config).expect("a machine");
+            for cpu in 0..255 {
+                let stacks = &stacks;
+                world.spawn(Cpu::new(cpu), move || {
+                    let local = 0u8;
+                    stacks.borrow_mut().insert((&raw const local).addr());
+                    loop {
+                        program::halt();
+                    }
+                });
+            }
+            assert_eq!(world.run(Instant::from_nanos(10_000)), RunEnd::TimeLimit);
+            // SAFETY: only the address of what lives on the stacks is known outside, and no destructor is needed.
+            unsafe { world.forget_programs() };
+        }
+        assert_eq!(stacks.borrow().len(), 255);
+    }
+
+    #[test]
+    fn a_forgotten_program_that_was_never_started_is_dropped() {
+        let owned = std::rc::Rc::new(());
+        let mut world = World::new(&Config::new(1, Routing::Flat, 0)).expect("a machine");
+        let moved = owned.clone();
+        world.spawn(Cpu::new(0), move || drop(moved));
+        // SAFETY: nothing has run.
+        unsafe { world.forget_programs() };
+        drop(world);
+        assert_eq!(std::rc::Rc::strong_count(&owned), 1);
+    }
+
+    #[test]
+    fn a_machine_in_a_thread_local_is_dropped_when_its_thread_ends() {
+        thread_local! {
+            static WORLD: RefCell<Option<World<'static>>> = const { RefCell::new(None) };
+        }
+        let thread = std::thread::spawn(|| {
+            // Used before the pool of stacks, and so dropped after it on some systems, before it on others.
+            WORLD.set(None);
+            let mut world = World::new(&Config::new(2, Routing::Flat, 0)).expect("a machine");
+            world.spawn(Cpu::new(0), || program::advance(Duration::from_micros(1)));
+            assert_eq!(world.run(LIMIT), RunEnd::ProgramsEnded);
+            WORLD.set(Some(world));
+        });
+        thread.join().expect("the thread ends without a panic");
+    }
+
+    #[test]
+    fn a_thread_goes_on_panicking_for_a_cpu_that_never_finishes_its_unwinding() {
+        struct Slow;
+        impl Drop for Slow {
+            fn drop(&mut self) {
+                program::advance(Duration::from_millis(10));
+            }
+        }
+        let panicking = std::thread::spawn(|| {
+            let mut world = World::new(&Config::new(1, Routing::Flat, 0)).expect("a machine");
+            world.spawn(Cpu::new(0), || {
+                let _slow = Slow;
+                std::panic::resume_unwind(Box::new("not to be seen"));
+            });
+            assert_eq!(world.run(LIMIT), RunEnd::TimeLimit);
+            drop(world);
+            std::thread::panicking()
+        });
+        assert_eq!(panicking.join().ok(), Some(true));
     }
 }

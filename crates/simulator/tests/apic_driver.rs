@@ -15,6 +15,7 @@ use smpcall_simulator::apic::{Acceptance, ApicModel, Effect, IcrFault, Message};
 
 const PAUSE_NANOS: u64 = 50;
 const RING: Vector = Vector::new(0xfb).unwrap();
+const FROM_NMI: Vector = Vector::new(0xe0).unwrap();
 const SPURIOUS: Vector = Vector::new(0xff).unwrap();
 
 /// The APICs, the bus between them, and all that the tests look at.
@@ -31,6 +32,11 @@ struct Bus {
     received: Vec<Vec<Message>>,
     /// A device that sends from an interrupt handler as soon as interrupts are enabled.
     busy_handler: bool,
+    /// An NMI comes before the register access after so many more; its handler sends [`FROM_NMI`] to CPU 2.
+    nmi_after: Option<u32>,
+    in_nmi: bool,
+    /// Commands that were written although the controller was busy.
+    written_while_busy: u32,
 }
 
 thread_local!(static BUS: RefCell<Bus> = RefCell::default());
@@ -97,7 +103,7 @@ unsafe impl Machine for OneThread {
     }
 
     fn in_nmi() -> bool {
-        false
+        bus(|bus| bus.in_nmi)
     }
 
     fn send(_: Cpu, _: Ipi) -> Result<(), SendError> {
@@ -126,12 +132,31 @@ unsafe impl Machine for OneThread {
 #[derive(Clone, Copy)]
 struct Registers(Mode);
 
+impl Registers {
+    fn before_access(self) {
+        let due = bus(|bus| {
+            let due = bus.nmi_after == Some(0);
+            bus.nmi_after = bus.nmi_after.and_then(|left| left.checked_sub(1));
+            bus.in_nmi |= due;
+            due
+        });
+        if due {
+            let driver: Driver = LocalApic::new(self, Routing::Physical);
+            let ids = (0..3).map(ApicId).collect();
+            let tables = Tables { ids, cpus: BTreeMap::new(), reach: None, questions: Cell::new(0) };
+            driver.send_one(&tables, Cpu::new(2), Interrupt::Fixed(FROM_NMI)).unwrap();
+            bus(|bus| bus.in_nmi = false);
+        }
+    }
+}
+
 impl Access for Registers {
     fn mode(&self) -> Mode {
         self.0
     }
 
     fn read(&self, register: Register) -> u32 {
+        self.before_access();
         bus(|bus| {
             bus.register_reads += 1;
             let (apic, now) = bus.model();
@@ -140,10 +165,13 @@ impl Access for Registers {
     }
 
     fn write(&self, register: Register, value: u32) {
+        self.before_access();
         bus(|bus| {
             bus.writes.push((register, value.into(), bus.interrupts_enabled));
             let (apic, now) = bus.model();
+            let busy = register == Register::ICR_LOW && now < apic.icr_idle_at();
             let effect = apic.write(register, value, now).unwrap();
+            bus.written_while_busy += u32::from(busy);
             bus.cause(effect);
         });
     }
@@ -463,6 +491,45 @@ fn a_stuck_command_is_written_again_and_then_ours_goes_out() {
     let result = driver.send_one(&tables, Cpu::new(2), Interrupt::Nmi);
     assert_eq!(result, Ok(Sent { commands: 1, rewritten: 1 }));
     assert_eq!(bus(|bus| bus.receivers()), BTreeMap::from([(1, 2), (2, 1)]));
+}
+
+/// CPU 0 sends a ring to CPU 1 while its command to CPU 3 may still stand in the way, with an NMI before register access
+/// number `position`. What did each CPU receive? `None` if there are fewer accesses. `retries`: how many commands are
+/// written while the controller is busy.
+fn interrupted_at(position: u32, prepare: fn(&mut ApicModel), retries: u32) -> Option<[BTreeSet<u8>; 4]> {
+    let (driver, tables) = machine(Routing::Physical, 0..4);
+    bus(|bus| prepare(&mut bus.apics[0]));
+    let before = Interrupt::Fixed(Vector::new(0xa0).unwrap());
+    driver.send_one(&tables, Cpu::new(3), before).unwrap();
+    bus(|bus| {
+        if bus.apics[0].icr_idle_at() <= Instant::from_nanos(bus.now) {
+            bus.apics[0].set_icr_fault(Some(IcrFault::StuckUntilRewritten));
+        }
+        bus.nmi_after = Some(position);
+    });
+    driver.send_one(&tables, Cpu::new(1), Interrupt::Fixed(RING)).unwrap();
+    let vectors = |messages: &Vec<Message>| messages.iter().map(|message| message.vector).collect();
+    bus(|bus| {
+        assert_eq!([1, 2].map(|cpu| bus.received[cpu].len()), [1, usize::from(bus.nmi_after.is_none())]);
+        assert!(bus.written_while_busy <= retries, "NMI before access {position}");
+        bus.nmi_after.is_none().then(|| [0, 1, 2, 3].map(|cpu| vectors(&bus.received[cpu])))
+    })
+}
+
+#[test]
+fn an_nmi_handler_that_sends_tears_no_command_that_waits_for_a_busy_or_a_stuck_controller() {
+    let slow: fn(&mut ApicModel) = |apic| apic.set_dispatch_time(Duration::from_micros(2));
+    let stuck: fn(&mut ApicModel) = |_| {};
+    for (prepare, retries, accesses) in [(slow, 0, 40..60), (stuck, 1, 400..450)] {
+        let mut position = 0;
+        while let Some(received) = interrupted_at(position, prepare, retries) {
+            let expected =
+                [&[][..], &[0xfb], &[0xe0], &[0xa0]].map(|vectors| vectors.iter().copied().collect());
+            assert_eq!(received, expected, "NMI before access {position}");
+            position += 1;
+        }
+        assert!(accesses.contains(&position), "{position} accesses");
+    }
 }
 
 #[test]

@@ -45,6 +45,14 @@ impl ApicModel {
         }
     }
 
+    /// Its place in the arbitration for a lowest-priority message that it and others are addressed by: the lowest one
+    /// gets it. By processor priority, and by identifier among equals; those that would not accept it come last.
+    ///
+    /// SDM, "Lowest Priority Delivery Mode".
+    pub fn arbitration_order(&self) -> impl Ord + use<> {
+        (!self.is_enabled() || self.waiting_for_start_up, self.processor_priority(), self.id)
+    }
+
     /// A message arrives.
     ///
     /// SDM, "Interrupt Acceptance for Fixed Interrupts", "Local APIC State After It Has Been Software Disabled" and

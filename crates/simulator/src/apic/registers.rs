@@ -11,6 +11,8 @@ const SPURIOUS_VECTOR_BITS: u32 = 0x3ff;
 
 /// The mask bit of an entry of the local vector table.
 pub(super) const LVT_MASKED: u32 = 1 << 16;
+/// The delivery mode of an entry; zero is "fixed", the only one of those that have no such field.
+const LVT_DELIVERY: u32 = 0x700;
 /// Where [`lvt_entry`] puts the error entry.
 pub(super) const LVT_ERROR_INDEX: usize = 6;
 /// Delivery status (12) and remote IRR (14) of an entry: read-only, ignored when written.
@@ -59,15 +61,14 @@ enum Kind {
 /// The index of an entry in the local vector table, and the bits of it that can be written.
 fn lvt_entry(register: Register) -> Option<(usize, u32)> {
     const VECTOR: u32 = 0xff;
-    const DELIVERY: u32 = 0x700;
     const PIN: u32 = 1 << 13 | 1 << 15;
     Some(match register {
-        Register::LVT_CMCI => (0, VECTOR | DELIVERY | LVT_MASKED),
+        Register::LVT_CMCI => (0, VECTOR | LVT_DELIVERY | LVT_MASKED),
         Register::LVT_TIMER => (1, VECTOR | LVT_MASKED | 0b11 << 17),
-        Register::LVT_THERMAL => (2, VECTOR | DELIVERY | LVT_MASKED),
-        Register::LVT_PERFORMANCE => (3, VECTOR | DELIVERY | LVT_MASKED),
-        Register::LVT_LINT0 => (4, VECTOR | DELIVERY | PIN | LVT_MASKED),
-        Register::LVT_LINT1 => (5, VECTOR | DELIVERY | PIN | LVT_MASKED),
+        Register::LVT_THERMAL => (2, VECTOR | LVT_DELIVERY | LVT_MASKED),
+        Register::LVT_PERFORMANCE => (3, VECTOR | LVT_DELIVERY | LVT_MASKED),
+        Register::LVT_LINT0 => (4, VECTOR | LVT_DELIVERY | PIN | LVT_MASKED),
+        Register::LVT_LINT1 => (5, VECTOR | LVT_DELIVERY | PIN | LVT_MASKED),
         Register::LVT_ERROR => (LVT_ERROR_INDEX, VECTOR | LVT_MASKED),
         _ => return None,
     })
@@ -191,6 +192,9 @@ impl ApicModel {
                 let writable = lvt_entry(register).map_or(0, |(_, bits)| bits);
                 self.allow(register, value, writable | LVT_READ_ONLY)?;
                 self.lvt[index] = value & writable | if self.is_enabled() { 0 } else { LVT_MASKED };
+                if self.lvt[index] & LVT_DELIVERY == 0 && (value as u8) < 16 {
+                    self.raise_error(RECEIVED_ILLEGAL_VECTOR);
+                }
             }
             Kind::TimerInitialCount => self.timer_initial_count = value,
             Kind::TimerDivide => {

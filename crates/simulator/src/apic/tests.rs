@@ -151,6 +151,46 @@ fn request_and_service_bits_are_read_from_eight_words_each() {
 // Illegal vectors and the error status.
 
 #[test]
+fn an_illegal_fixed_vector_in_the_local_vector_table_is_an_error_masked_or_not() {
+    for mode in [Mode::XApic, Mode::X2Apic] {
+        for entry in [0x0f, LVT_MASKED] {
+            let mut apic = apic(3, mode);
+            write(&mut apic, Register::LVT_LINT0, entry);
+            assert_eq!(error_status(&mut apic), 1 << 6, "{entry:#x}");
+        }
+        let mut apic = apic(3, mode);
+        write(&mut apic, Register::LVT_LINT0, 0x10);
+        // An NMI has no vector.
+        write(&mut apic, Register::LVT_LINT1, 0x400);
+        assert_eq!(error_status(&mut apic), 0);
+    }
+}
+
+#[test]
+fn the_broadcast_as_logical_destination_reaches_also_who_has_no_logical_identifier() {
+    let apic = xapic();
+    assert!(addressed(&apic, Icr::logical(DeliveryMode::Fixed, 0x40, 0xff)));
+    assert!(!addressed(&apic, Icr::logical(DeliveryMode::Fixed, 0x40, 0xfe)));
+}
+
+#[test]
+fn arbitration_is_by_priority_then_identifier_and_last_come_those_that_would_not_accept() {
+    let with = |id, priority| {
+        let mut apic = apic(id, Mode::XApic);
+        write(&mut apic, Register::TASK_PRIORITY, priority);
+        apic.arbitration_order()
+    };
+    assert!(with(4, 0x20) < with(3, 0x30));
+    assert!(with(3, 0x20) < with(4, 0x20));
+    let disabled = ApicModel::new(1, Mode::XApic).arbitration_order();
+    assert!(with(4, 0xff) < disabled);
+    let mut in_service = apic(1, Mode::XApic);
+    in_service.accept(Message::fixed(0x51));
+    in_service.take();
+    assert!(with(4, 0x40) < in_service.arbitration_order());
+}
+
+#[test]
 fn an_illegal_vector_is_neither_sent_nor_received() {
     let mut apic = xapic();
     let effect = write(&mut apic, Register::ICR_LOW, 0x400f);
