@@ -76,8 +76,9 @@ fn one(replay: &Replay, terminal: &Terminal) -> String {
     let (word, meaning) = match (replay.when, replay.outcome) {
         (When::Then, Outcome::Lost) => ("LOST", "as it was reported"),
         (When::Then, Outcome::Held) => ("NOT LOST", "it did not end in the reported state"),
-        (When::Now, Outcome::Held) => ("HELD", "no law was broken"),
-        (When::Now, Outcome::Lost) => ("LOST", "a law was broken"),
+        (When::Now, Outcome::Held) if replay.laws.hold() => ("HELD", "no law was broken"),
+        (When::Now, Outcome::Held) => ("BROKEN", "a law was broken, though not as it was reported"),
+        (When::Now, Outcome::Lost) => ("LOST", "it ended in the reported state"),
     };
     let laws = replay.laws.iter().filter(|(_, judgement)| *judgement != Judgement::NotApplicable);
     let ipis = replay.ipis;

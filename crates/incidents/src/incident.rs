@@ -109,8 +109,8 @@ pub enum Fault {
     /// What was reported.
     #[default]
     Reported,
-    /// The CPU that the reported fault concerns is really dead: it spins with interrupts disabled for ever, and
-    /// answers NMIs only. With [`When::Now`] only: the kernels of the day had no answer to it.
+    /// The CPU that the reported fault concerns is really dead: it spins with interrupts disabled, and answers NMIs
+    /// only, until its caller has given up. Then it wakes, and must not run what was given up (law L4). With [`When::Now`] only: the kernels of the day had no answer to it.
     DeadTarget,
     /// Nothing. *Then* does not end in the reported state.
     None,

@@ -117,6 +117,8 @@ pub(crate) struct TargetBooks {
     pub(crate) runs: u64,
     /// Whether the caller was told that it did not and never will.
     pub(crate) told: bool,
+    /// Whether it has looked into its mailbox since: only then could it have run what was given up.
+    pub(crate) looked_since: bool,
 }
 
 /// The books of one call to many.
@@ -133,7 +135,7 @@ pub(crate) struct CallBooks {
     pub(crate) rings_repeated: u64,
 }
 
-/// How much later than its deadline a wait may be over: the withdrawal from each target takes its time.
+/// How much later than its deadline a wait may be over: the withdrawal from each target takes its time. (Ours.)
 const WITHDRAWAL: Duration = Duration::from_millis(1);
 
 fn judged(held: bool) -> Judgement {
@@ -148,11 +150,20 @@ impl CallBooks {
             laws.0[Law::L2 as usize] = judged(self.survives_lost_rings());
         }
         laws.0[Law::L3 as usize] = judged(self.ended_in_time());
-        if self.targets.iter().any(|target| target.told) {
-            laws.0[Law::L4 as usize] =
-                judged(self.targets.iter().all(|target| !(target.told && target.runs > 0)));
-        }
+        laws.0[Law::L4 as usize] = self.given_up_stays_given_up();
         laws
+    }
+
+    /// A target that makes no step cannot break the law, so it does not put it to the test either.
+    fn given_up_stays_given_up(&self) -> Judgement {
+        let told = || self.targets.iter().filter(|target| target.told);
+        if told().any(|target| target.runs > 0) {
+            Judgement::Broken
+        } else if told().any(|target| target.looked_since) {
+            Judgement::Held
+        } else {
+            Judgement::NotApplicable
+        }
     }
 
     /// Every call was run, and no more rings were repeated than were lost.
@@ -169,7 +180,7 @@ impl CallBooks {
 
 impl TargetBooks {
     const fn accounted_for(&self) -> bool {
-        matches!(self, Self { runs: 1, told: false } | Self { runs: 0, told: true })
+        matches!(self, Self { runs: 1, told: false, .. } | Self { runs: 0, told: true, .. })
     }
 }
 
@@ -177,7 +188,7 @@ impl TargetBooks {
 mod tests {
     use super::*;
 
-    const RUN: TargetBooks = TargetBooks { runs: 1, told: false };
+    const RUN: TargetBooks = TargetBooks { runs: 1, told: false, looked_since: false };
 
     fn books() -> CallBooks {
         CallBooks {
@@ -237,9 +248,16 @@ mod tests {
 
     #[test]
     fn told_is_held_unless_it_runs_all_the_same() {
-        let told = TargetBooks { runs: 0, told: true };
+        let told = TargetBooks { runs: 0, told: true, looked_since: true };
         assert_eq!(judged_with(|books| books.targets[2] = told), [HELD, HELD, HELD, HELD]);
-        let both = TargetBooks { runs: 1, told: true };
+        let both = TargetBooks { runs: 1, ..told };
         assert_eq!(judged_with(|books| books.targets[2] = both), [BROKEN, HELD, HELD, BROKEN]);
+    }
+    #[test]
+    fn the_fourth_law_is_not_judged_by_a_target_that_never_looks_again() {
+        let dead = TargetBooks { runs: 0, told: true, looked_since: false };
+        assert_eq!(judged_with(|books| books.targets[2] = dead), [HELD, HELD, HELD, NONE]);
+        let awake = TargetBooks { looked_since: true, ..dead };
+        assert_eq!(judged_with(|books| books.targets[1..].copy_from_slice(&[awake, dead]))[3], HELD);
     }
 }

@@ -29,9 +29,11 @@ pub(crate) const MAX_CPUS_THEN: usize = 255;
 
 /// The timer of a kernel with HZ=100, the least that 2.6.23 offers. (Ours: the report does not say which it had.)
 const TICK: Duration = Duration::from_millis(10);
-/// A dead target is dead from this time on, which is before anybody calls.
+/// A dead target is dead from this time on, which is before anybody calls. (Ours.)
 const DEAD_FROM: Instant = Instant::from_nanos(100_000);
-/// The first call is made at a random time within a millisecond after this.
+/// A dead target is dead for so long: when it wakes, its caller has given up. (Ours.)
+const DEAD_FOR: Duration = now::LIMIT.saturating_add(Duration::from_millis(10));
+/// The first call is made at a random time within a millisecond after this. (Ours.)
 const QUIET_START: Duration = Duration::from_millis(1);
 
 /// How a kernel of 2007 would have addressed that many CPUs: logical flat as far as it reaches, then physical flat;
@@ -80,7 +82,12 @@ impl Cast {
                 vec![Fault::DropNth { nth: 1, filter }]
             }
             incident::Fault::DeadTarget => {
-                vec![Fault::Wedge { cpu: self.victim, at: DEAD_FROM, duration: None, takes_nmis: true }]
+                vec![Fault::Wedge {
+                    cpu: self.victim,
+                    at: DEAD_FROM,
+                    duration: Some(DEAD_FOR),
+                    takes_nmis: true,
+                }]
             }
             incident::Fault::None => vec![],
         };

@@ -18,7 +18,7 @@ use crate::lost_call;
 pub enum Outcome {
     /// In the reported state: the incident's predicate holds.
     Lost,
-    /// Not in the reported state; as now, with every law held.
+    /// Not in the reported state. Whether the laws were kept is another question: see [`Replay::laws`].
     Held,
 }
 
@@ -63,18 +63,19 @@ pub struct Replay {
 }
 
 impl Replay {
-    /// Whether it ended as it should: *then* in the reported state, *now* with all laws held.
+    /// Whether it ended as it should: *then* in the reported state, *now* not in it and with no law broken.
     pub fn is_as_expected(&self) -> bool {
-        self.outcome
-            == match self.when {
-                When::Then => Outcome::Lost,
-                When::Now => Outcome::Held,
-            }
+        match self.when {
+            When::Then => self.outcome == Outcome::Lost,
+            When::Now => self.outcome == Outcome::Held && self.laws.hold(),
+        }
     }
 
     /// The picture of what happened, as an SVG document.
     pub fn timeline(&self) -> String {
-        let title = format!("{}, as {}: {}", self.incident, self.when, self.outcome);
+        let broken = self.when == When::Now && !self.laws.hold();
+        let broken = if broken { ", and a law was broken" } else { "" };
+        let title = format!("{}, as {}: {}{broken}", self.incident, self.when, self.outcome);
         let verdicts = self.diagnosis.verdicts.iter().map(|verdict| match verdict.cpu {
             Some(cpu) => format!("{} at CPU {cpu}", verdict.kind.name()),
             None => verdict.kind.name().to_owned(),

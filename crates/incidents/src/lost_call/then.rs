@@ -12,11 +12,11 @@ use std::cell::{Cell, RefCell};
 
 use smpcall_diagnosis::{CountedCall, diagnose};
 use smpcall_local_apic::{Interrupt, Vector};
-use smpcall_machine::{Cpu, Deadline, EventKind, Instant, Machine, Pointer, Word, wait};
+use smpcall_machine::{Cpu, Deadline, Event, EventKind, Instant, Machine, Pointer, Word, wait};
 use smpcall_simulator::campaign::Ipis;
 use smpcall_simulator::{
-    CpuReport, InterruptFrame, Operation, RING_VECTOR, SimCpuSet, SimMachine, SimMemory, TIMER_VECTOR, World,
-    program, send_interrupt_to,
+    CpuReport, InterruptFrame, Operation, RING_VECTOR, SimCpuSet, SimMachine, SimMemory, TIMER_VECTOR, Trace,
+    World, program, send_interrupt_to,
 };
 
 use super::{Cast, MAX_CPUS_THEN, human, soft_lockup, this_cpu, view, wait_for_the_moment};
@@ -281,6 +281,13 @@ fn start_disk_dump(kernel: &Kernel) {
     program::stop();
 }
 
+/// Whether with this a call begins: both callers send from a frame of their own.
+fn begins_call(trace: &Trace, event: &Event) -> bool {
+    let name = || usize::try_from(event.argument).ok().and_then(|number| trace.frame_names.get(number));
+    event.kind == EventKind::FrameEntered
+        && name().is_some_and(|name| ["__smp_call_function", "try_dump"].contains(&name.as_str()))
+}
+
 /// What is left when a run is over.
 struct Remains {
     lockup: Option<Lockup>,
@@ -330,22 +337,34 @@ pub(crate) fn then(setup: &Setup) -> Result<Replay, ReplayError> {
         returned_after: returned_after.get(),
         buffers_dropped: kernel.buffers_dropped.iter().map(Cell::get).collect(),
     });
-    Ok(told(setup, cast, &world, &remains))
+    let replay = told(setup, cast, &world, &remains);
+    // What leads to the callers' stacks goes before they do.
+    KERNEL.with(Kernel::reset);
+    // SAFETY: 1. Nothing that is used from here on refers to those stacks: the two pointers of the kernel are null
+    // again, `told` has copied what it tells, and the machine is not run any more. 2. What lives there are named frames,
+    // counts and copies of numbers: nobody relies on their being dropped.
+    unsafe { world.forget_programs() };
+    Ok(replay)
 }
 
 fn told(setup: &Setup, cast: Cast, world: &World<'_>, remains: &Remains) -> Replay {
     let outcome = if is_reported_state(cast, remains) { Outcome::Lost } else { Outcome::Held };
     let counters = world.counters();
     let trace = world.trace();
+    let rings_repeated = evidence::rings_repeated(&trace.events, |event| begins_call(&trace, event));
     let books = CallBooks {
         targets: cast
             .others()
-            .map(|cpu| TargetBooks { runs: remains.buffers_dropped[cpu.index()], told: false })
+            .map(|cpu| TargetBooks {
+                runs: remains.buffers_dropped[cpu.index()],
+                told: false,
+                looked_since: false,
+            })
             .collect(),
         returned_after: remains.returned_after,
         limit: None,
         rings_lost: counters.ipis_lost,
-        rings_repeated: 0,
+        rings_repeated,
     };
     let reports: Vec<CpuReport> = cast.all().map(|cpu| world.inspect(cpu)).collect();
     let evidence = match &remains.lockup {
@@ -365,7 +384,7 @@ fn told(setup: &Setup, cast: Cast, world: &World<'_>, remains: &Remains) -> Repl
             sent: counters.ipis_sent,
             taken: counters.taken[RING_VECTOR as usize],
             lost: counters.ipis_lost,
-            resent: 0,
+            resent: rings_repeated,
         },
         diagnosis: diagnose(&evidence),
         trace,
@@ -417,5 +436,30 @@ fn summary(cast: Cast, remains: &Remains) -> String {
             human(waited)
         ),
         _ => format!("{caller} called {others} others; neither the call nor a dump ended within the run."),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::incident::Fault;
+    use smpcall_local_apic::Routing;
+
+    #[test]
+    fn what_is_sent_twice_for_one_call_is_told_as_sent_again() {
+        let setup = Setup { cpus: 3, routing: Routing::Flat, seed: 1, fault: Fault::None };
+        let cast = Cast::of(&setup);
+        let mut world = World::new(&cast.config(&setup)).expect("a machine");
+        world.set_handler(RING_VECTOR, |mut frame| frame.end_of_interrupt());
+        world.spawn(cast.caller, || {
+            for sent in [1, 2] {
+                let _frame = program::frame("__smp_call_function");
+                (0..sent).for_each(|_| send_to_all_but_self(3));
+            }
+        });
+        world.run(TIME_LIMIT);
+        let remains = Remains { lockup: None, dump: None, returned_after: None, buffers_dropped: vec![0; 3] };
+        let ipis = told(&setup, cast, &world, &remains).ipis;
+        assert_eq!((ipis.sent, ipis.resent), (6, 2));
     }
 }
