@@ -1,7 +1,7 @@
 //! What a call compiles to on hardware atomics: `.ci/seam-cost` disassembles `one_call`, `one_post` and
 //! `many_calls`, once as they are and once with the seam cut out of the sources, and compares.
 //!
-//! The machine is a placeholder with one CPU; its functions are opaque to the compiler, as a kernel's are.
+//! The machine is a stand-in with one CPU; its functions are opaque to the compiler, as a kernel's are.
 
 #![allow(missing_docs, clippy::missing_errors_doc, clippy::result_large_err, clippy::no_mangle_with_rust_abi)]
 
@@ -14,7 +14,7 @@ use smpcall::{
     mailboxes,
 };
 
-/// The placeholder.
+/// The stand-in.
 pub struct Bench;
 
 // SAFETY: one CPU, one thread, no interrupts: every promise holds trivially.
