@@ -177,3 +177,67 @@ impl<K: Kernel> Mailbox<K> {
         self.rung_again_at.compare_exchange(last, now, Relaxed, Relaxed).is_ok()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use smpcall_machine::{CpuSet, Hardware, Machine, SendError};
+
+    struct Idle;
+
+    // SAFETY: one CPU that does nothing; none of this is called.
+    unsafe impl Machine for Idle {
+        type Memory = Hardware;
+        type CpuSet = CpuSet<1>;
+        const HAS_NMI: bool = false;
+
+        fn current_cpu() -> Cpu {
+            Cpu::new(0)
+        }
+
+        fn disable_interrupts() -> bool {
+            false
+        }
+
+        fn restore_interrupts(_: bool) {}
+
+        fn interrupts_enabled() -> bool {
+            false
+        }
+
+        fn in_nmi() -> bool {
+            false
+        }
+
+        fn send(_: Cpu, _: Ipi) -> Result<(), SendError> {
+            Err(SendError::Unsupported)
+        }
+
+        fn now() -> Instant {
+            Instant::default()
+        }
+    }
+
+    crate::mailboxes! { static MAILBOXES: Idle = 1 CPUs, 0 events }
+
+    // SAFETY: one static; no handler exists.
+    unsafe impl Kernel for Idle {
+        fn mailboxes() -> &'static Mailboxes<Self> {
+            &MAILBOXES
+        }
+    }
+
+    #[test]
+    fn waiters_share_a_back_off_but_not_with_a_cpu_whose_clock_is_ahead() {
+        let mailbox = Mailbox::<Idle>::NEW;
+        let quiet = Duration::from_micros(250);
+        let at = |micros: u64| Instant::from_nanos(micros * 1_000);
+        assert!(mailbox.may_be_rung_again(at(1_000), quiet), "nobody has rung yet");
+        assert!(!mailbox.may_be_rung_again(at(1_249), quiet), "somebody has, just now");
+        assert!(mailbox.may_be_rung_again(at(1_250), quiet));
+        // A CPU whose clock is ten seconds ahead rings; the others must not wait for their clocks to catch up.
+        assert!(mailbox.may_be_rung_again(at(10_001_000), quiet));
+        assert!(mailbox.may_be_rung_again(at(2_000), quiet));
+        assert!(!mailbox.may_be_rung_again(at(2_100), quiet));
+    }
+}
