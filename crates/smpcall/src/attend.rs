@@ -2,8 +2,9 @@
 //! before it turns away, and nobody needs to ring it.
 //!
 //! All of it happens on one word, whose modifications have one order for everybody, so that no ordering
-//! beyond that is needed: a mark is either set before the step that ends the attendance, which then fails,
-//! or after it, and then its setter sees an unattended door and rings.
+//! beyond that is needed: a mark is either set before the step that ends the attendance, which sees it (a handler
+//! then goes on serving, a waiter rings its own CPU), or after it, and then its setter sees an unattended door and
+//! rings.
 
 use core::sync::atomic::Ordering::Relaxed;
 

@@ -181,42 +181,7 @@ impl<K: Kernel> Mailbox<K> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use smpcall_machine::{CpuSet, Hardware, Machine, SendError};
-
-    struct Idle;
-
-    // SAFETY: one CPU that does nothing; none of this is called.
-    unsafe impl Machine for Idle {
-        type Memory = Hardware;
-        type CpuSet = CpuSet<1>;
-        const HAS_NMI: bool = false;
-
-        fn current_cpu() -> Cpu {
-            Cpu::new(0)
-        }
-
-        fn disable_interrupts() -> bool {
-            false
-        }
-
-        fn restore_interrupts(_: bool) {}
-
-        fn interrupts_enabled() -> bool {
-            false
-        }
-
-        fn in_nmi() -> bool {
-            false
-        }
-
-        fn send(_: Cpu, _: Ipi) -> Result<(), SendError> {
-            Err(SendError::Unsupported)
-        }
-
-        fn now() -> Instant {
-            Instant::default()
-        }
-    }
+    use crate::idle::Idle;
 
     crate::mailboxes! { static MAILBOXES: Idle = 1 CPUs, 0 events }
 

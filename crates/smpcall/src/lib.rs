@@ -1,7 +1,8 @@
 //! Cross-CPU calls that cannot get lost.
 //!
 //! A call from one CPU to another is either run exactly once, or its caller is told why not, within a bounded
-//! time, whatever the interrupt hardware, the target CPU or the caller's own deadline does. `no_std`, no heap,
+//! time, whatever the interrupt hardware, the target CPU or the caller's own deadline does. (One exception: a
+//! target that has begun a closure that borrows is waited for, with reports: law L4.) `no_std`, no heap,
 //! no locks; a kernel implements [`Machine`] and [`Kernel`] for a zero-sized type and uses [`CrossCall`].
 //!
 //! The walk of a call, from the caller's closure to the target's handler and back:
@@ -38,6 +39,9 @@ mod cross_call;
 mod door;
 mod error;
 mod event_ring;
+#[cfg(test)]
+#[path = "../tests/support/idle.rs"]
+mod idle;
 pub mod ladder;
 mod mailbox;
 mod many;

@@ -1,63 +1,30 @@
 //! What the mailboxes cost in memory: bits per ordered pair of CPUs.
 
-use smpcall::machine::{Hardware, Instant, Ipi, SendError};
+#[path = "support/idle.rs"]
+mod idle;
+
+use idle::Idle;
 use smpcall::{
-    Cpu, CpuSet, EventSlot, Kernel, LEVELS, Machine, Mailbox, Mailboxes, Storage, leaf_words, mailboxes,
-    set_words,
+    Cpu, EventSlot, Kernel, LEVELS, Mailbox, Mailboxes, Storage, leaf_words, mailboxes, set_words,
 };
 
-struct Nothing;
-
 // SAFETY: no code runs on this machine: it is measured, not used.
-unsafe impl Machine for Nothing {
-    type Memory = Hardware;
-    type CpuSet = CpuSet<64>;
-    const HAS_NMI: bool = false;
-
-    fn current_cpu() -> Cpu {
-        Cpu::new(0)
-    }
-
-    fn disable_interrupts() -> bool {
-        false
-    }
-
-    fn restore_interrupts(_: bool) {}
-
-    fn interrupts_enabled() -> bool {
-        false
-    }
-
-    fn in_nmi() -> bool {
-        false
-    }
-
-    fn send(_: Cpu, _: Ipi) -> Result<(), SendError> {
-        Err(SendError::Unsupported)
-    }
-
-    fn now() -> Instant {
-        Instant::default()
-    }
-}
-
-// SAFETY: as above.
-unsafe impl Kernel for Nothing {
+unsafe impl Kernel for Idle {
     fn mailboxes() -> &'static Mailboxes<Self> {
         &SMALL
     }
 }
 
-mailboxes! { static SMALL: Nothing = 64 CPUs, 128 events }
-mailboxes! { static TINY: Nothing = 1 CPUs, 0 events }
+mailboxes! { static SMALL: Idle = 64 CPUs, 128 events }
+mailboxes! { static TINY: Idle = 1 CPUs, 0 events }
 
 const MIB: usize = 1 << 20;
 
-type Largest = Storage<Nothing, 4096, { leaf_words(4096) }, { set_words(4096) }, 128>;
+type Largest = Storage<Idle, 4096, { leaf_words(4096) }, { set_words(4096) }, 128>;
 
 #[test]
 fn four_thousand_cpus_need_less_than_64_mib_event_rings_included() {
-    let needed = Mailboxes::<Nothing>::bytes_needed(4096, 128);
+    let needed = Mailboxes::<Idle>::bytes_needed(4096, 128);
     assert!(needed < 64 * MIB, "{needed} bytes");
     assert!(size_of::<Largest>() < 64 * MIB, "{} bytes", size_of::<Largest>());
 }
@@ -65,8 +32,8 @@ fn four_thousand_cpus_need_less_than_64_mib_event_rings_included() {
 #[test]
 fn what_is_said_to_be_needed_is_what_the_static_takes() {
     fn padding<const CPUS: usize, const LEAVES: usize, const SETS: usize, const EVENTS: usize>() -> usize {
-        let storage = size_of::<Storage<Nothing, CPUS, LEAVES, SETS, EVENTS>>();
-        storage - Mailboxes::<Nothing>::bytes_needed(CPUS, EVENTS)
+        let storage = size_of::<Storage<Idle, CPUS, LEAVES, SETS, EVENTS>>();
+        storage - Mailboxes::<Idle>::bytes_needed(CPUS, EVENTS)
     }
     // Three parts are aligned to a cache line of 64 bytes each.
     assert!(padding::<4096, { leaf_words(4096) }, { set_words(4096) }, 128>() < 3 * 64);
@@ -78,7 +45,7 @@ fn what_is_said_to_be_needed_is_what_the_static_takes() {
 #[test]
 fn a_pair_of_cpus_costs_bits() {
     for cpus in [512, 1024, 2048] {
-        let [one, two] = [cpus, 2 * cpus].map(|cpus| Mailboxes::<Nothing>::bytes_needed(cpus, 128));
+        let [one, two] = [cpus, 2 * cpus].map(|cpus| Mailboxes::<Idle>::bytes_needed(cpus, 128));
         let pairs = 4 * cpus * cpus - 2 * (cpus * cpus);
         let bits = 8 * (two - 2 * one);
         // A leaf bit, and a claim and a panic bit for each level.
@@ -92,8 +59,8 @@ fn up_to_48_cpus_there_are_no_leaf_words() {
     // From there on whole cache lines, so that no two targets share one.
     assert_eq!((leaf_words(49), leaf_words(512), leaf_words(513)), (8, 8, 16));
     assert_eq!((set_words(1), set_words(64), set_words(65)), (1, 1, 2));
-    let per_cpu = size_of::<Mailbox<Nothing>>() + 2 * LEVELS * size_of::<u64>();
-    assert_eq!(Mailboxes::<Nothing>::bytes_needed(48, 0), 48 * per_cpu);
+    let per_cpu = size_of::<Mailbox<Idle>>() + 2 * LEVELS * size_of::<u64>();
+    assert_eq!(Mailboxes::<Idle>::bytes_needed(48, 0), 48 * per_cpu);
 }
 
 #[test]
@@ -112,14 +79,14 @@ fn memory_that_a_kernel_hands_in_serves_as_well() {
     const CPUS: usize = 100;
     let mailboxes: &'static [_] = Box::leak((0..CPUS).map(|_| Mailbox::NEW).collect());
     let words: &'static [_] = Box::leak(
-        (0..Mailboxes::<Nothing>::words_needed(CPUS)).map(|_| smpcall::machine::Word::new(0)).collect(),
+        (0..Mailboxes::<Idle>::words_needed(CPUS)).map(|_| smpcall::machine::Word::new(0)).collect(),
     );
     let events: &'static [EventSlot] = Box::leak((0..4 * CPUS).map(|_| EventSlot::NEW).collect());
-    assert_eq!(Mailboxes::<Nothing>::new(mailboxes, words, events).cpu_count(), CPUS);
+    assert_eq!(Mailboxes::<Idle>::new(mailboxes, words, events).cpu_count(), CPUS);
 
     let refused = |words: &'static [_], events: &'static [EventSlot]| {
         let new =
-            std::panic::AssertUnwindSafe(|| Mailboxes::<Nothing>::new(mailboxes, words, events).cpu_count());
+            std::panic::AssertUnwindSafe(|| Mailboxes::<Idle>::new(mailboxes, words, events).cpu_count());
         std::panic::catch_unwind(new).is_err()
     };
     assert!(refused(&words[1..], events), "a word is missing");
@@ -133,10 +100,10 @@ fn memory_that_a_kernel_hands_in_serves_as_well() {
 fn every_word_of_the_mailboxes_has_a_name_of_its_own() {
     for cpus in [3, 49, 64] {
         let mailboxes: &'static [_] = Box::leak((0..cpus).map(|_| Mailbox::NEW).collect());
-        let words: &'static [smpcall::machine::Word<Hardware>] = Box::leak(
-            (0..Mailboxes::<Nothing>::words_needed(cpus)).map(|_| smpcall::machine::Word::new(0)).collect(),
+        let words: &'static [smpcall::machine::Word<smpcall::machine::Hardware>] = Box::leak(
+            (0..Mailboxes::<Idle>::words_needed(cpus)).map(|_| smpcall::machine::Word::new(0)).collect(),
         );
-        let boxes = Mailboxes::<Nothing>::new(mailboxes, words, &[]);
+        let boxes = Mailboxes::<Idle>::new(mailboxes, words, &[]);
         let mut names: Vec<String> = words
             .iter()
             .map(|word| boxes.name_of(word.location()).expect("it is part of the mailboxes").to_string())
