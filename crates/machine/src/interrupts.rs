@@ -17,6 +17,7 @@ pub struct InterruptsOff<M: Machine> {
 impl<M: Machine> InterruptsOff<M> {
     /// Disables interrupts. Any context.
     #[inline(always)]
+    #[track_caller]
     pub fn new() -> Self {
         Self { were_enabled: M::disable_interrupts(), this_cpu_only: PhantomData }
     }

@@ -19,8 +19,9 @@ pub enum Access {
     FetchAnd(u64),
     /// An atomic, wrapping addition.
     FetchAdd(u64),
-    /// An atomic compare-and-exchange: the expected and the new value.
-    CompareExchange(u64, u64),
+    /// An atomic compare-and-exchange: the expected and the new value, and the ordering of the load that it is when
+    /// it fails.
+    CompareExchange(u64, u64, Ordering),
     /// A non-atomic read of this many bytes.
     PlainRead(usize),
     /// A non-atomic write of this many bytes.

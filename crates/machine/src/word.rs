@@ -34,7 +34,7 @@ macro_rules! observed_pointer {
                 M::after(location, access, found.addr() as u64);
                 found
             }
-            // A simulated store buffer answers with a pointer that `store` has exposed.
+            // A simulated machine answers with a pointer that whoever wrote it has exposed.
             Some(address) => core::ptr::with_exposed_provenance_mut(address as usize),
         }
     }};
@@ -129,7 +129,7 @@ impl<M: Memory> Word<M> {
         success: Ordering,
         failure: Ordering,
     ) -> Result<u64, u64> {
-        let (location, access) = (self.location(), Access::CompareExchange(current, new));
+        let (location, access) = (self.location(), Access::CompareExchange(current, new, failure));
         match M::before(location, access, success) {
             None => {
                 let result = self.value.compare_exchange(current, new, success, failure);
@@ -200,7 +200,12 @@ impl<M: Memory, T> Pointer<M, T> {
     #[inline(always)]
     #[track_caller]
     pub fn swap(&self, value: *mut T, order: Ordering) -> *mut T {
-        observed_pointer!(self, Access::Swap(value.addr() as u64), order, self.value.swap(value, order))
+        observed_pointer!(
+            self,
+            Access::Swap(value.expose_provenance() as u64),
+            order,
+            self.value.swap(value, order)
+        )
     }
 
     /// Stores `new` if the pointer is `current`; does not fail spuriously.
@@ -216,7 +221,8 @@ impl<M: Memory, T> Pointer<M, T> {
         success: Ordering,
         failure: Ordering,
     ) -> Result<*mut T, *mut T> {
-        let access = Access::CompareExchange(current.addr() as u64, new.addr() as u64);
+        let (expected, new_address) = (current.addr() as u64, new.expose_provenance() as u64);
+        let access = Access::CompareExchange(expected, new_address, failure);
         let location = self.location();
         match M::before(location, access, success) {
             None => {
@@ -225,7 +231,7 @@ impl<M: Memory, T> Pointer<M, T> {
                 M::after(location, access, found.addr() as u64);
                 result
             }
-            // A simulated store buffer answers with a pointer that `store` has exposed.
+            // A simulated machine answers with a pointer that whoever wrote it has exposed.
             Some(found) => {
                 let found = core::ptr::with_exposed_provenance_mut(found as usize);
                 if found == current { Ok(found) } else { Err(found) }

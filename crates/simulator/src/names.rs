@@ -51,7 +51,7 @@ impl Names<'_> {
                     Access::FetchOr(bits) => format!("or {bits:#x} into {name}"),
                     Access::FetchAnd(bits) => format!("and {bits:#x} into {name}"),
                     Access::FetchAdd(value) => format!("add {} to {name}", value.cast_signed()),
-                    Access::CompareExchange(expected, value) => {
+                    Access::CompareExchange(expected, value, _) => {
                         format!("compare-exchange {name} from {expected:#x} to {value:#x}")
                     }
                     Access::PlainRead(_) => format!("read {name}"),
@@ -72,6 +72,8 @@ impl Names<'_> {
             Operation::Halt => "halt".into(),
             Operation::Halted => "halted".into(),
             Operation::Work { nanos } => format!("work for {nanos} ns"),
+            Operation::Fence => "fence".into(),
+            Operation::Request { cpu, vector } => format!("request vector {vector:#04x} from {cpu}"),
             Operation::Ended => "ended".into(),
         }
     }
@@ -107,7 +109,10 @@ mod tests {
         for (operation, words) in [
             (access(Access::Store(16)), "store 0x10 to word[1]"),
             (access(Access::FetchAdd(u64::MAX)), "add -1 to word[1]"),
-            (access(Access::CompareExchange(0, 1)), "compare-exchange word[1] from 0x0 to 0x1"),
+            (
+                access(Access::CompareExchange(0, 1, Ordering::Relaxed)),
+                "compare-exchange word[1] from 0x0 to 0x1",
+            ),
             (Operation::Wait { deadline: Deadline::NEVER }, "wait"),
             (Operation::WriteRegister(Register::END_OF_INTERRUPT, 0), "write 0x0 to APIC register 0xb0"),
         ] {
