@@ -1,14 +1,18 @@
 //! The arguments of the command.
 
+use std::fmt;
 use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use smpcall_incidents::{Fault, Incident, When};
 use smpcall_local_apic::Routing;
+use smpcall_simulator::explorer::schedule::Schedule;
+use smpcall_simulator::explorer::{Engine, MemoryModel};
 use smpcall_simulator::faults::Probability;
 
-/// Cross-CPU calls that cannot get lost: replay the incidents in which they did, and try to lose one today.
+/// Cross-CPU calls that cannot get lost: replay the incidents in which they did, try to lose one today, and explore every
+/// schedule on which one could get lost.
 #[derive(Debug, Parser)]
 #[command(name = "smpcall", version, propagate_version = true, arg_required_else_help = true)]
 pub(crate) struct Arguments {
@@ -26,6 +30,9 @@ pub(crate) enum Command {
     Replay(Replay),
     /// Run random calls under random faults and account for every one
     Campaign(Campaign),
+    /// Explore every schedule of a protocol on a small machine: its laws hold, or here is how one breaks
+    #[command(after_help = EXPLORE_HELP)]
+    Explore(Box<Explore>),
     /// Print a completion script
     Completions {
         /// For which shell
@@ -127,6 +134,176 @@ pub(crate) struct Campaign {
     pub(crate) json: bool,
 }
 
+const EXPLORE_HELP: &str = "Without a protocol, the protocols are listed. Ctrl-C ends an exploration with what was \
+    covered until then.\n\nShards: if every shard I of N says that nothing but the other shards is missing (`incomplete` is \
+    `shard`), then the sum of their `classes` and the union of their `endings` are those of the whole.";
+
+/// What `--replay` excludes: whatever only a search has.
+const SEARCH: [&str; 10] = [
+    "engine",
+    "jobs",
+    "shard",
+    "seed",
+    "executions",
+    "states",
+    "minutes",
+    "memory_limit",
+    "keep_going",
+    "no_hints",
+];
+
+#[derive(Debug, Args)]
+#[allow(clippy::struct_excessive_bools, reason = "independent options")]
+pub(crate) struct Explore {
+    /// Which protocol; without a name they are listed
+    #[arg(value_name = "PROTOCOL", conflicts_with = "all")]
+    pub(crate) protocol: Option<String>,
+
+    /// Explore every protocol, a line for each
+    #[arg(long, conflicts_with_all = ["cpus", "shard", "replay", "timeline"])]
+    pub(crate) all: bool,
+
+    /// How many CPUs, where the protocol leaves that open
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: Option<usize>,
+
+    #[arg(long, value_name = "NAME", help = engine_help())]
+    pub(crate) engine: Option<Engine>,
+
+    /// How stores reach memory: sc (sequential consistency) or tso (through a store buffer, as on x86)
+    #[arg(long, value_name = "MODEL", default_value = "sc", value_parser = memory_model)]
+    pub(crate) memory: MemoryModel,
+
+    /// At most so many interrupt messages are lost; the protocol's own number by default, as for the next three
+    #[arg(long, value_name = "N", value_parser = budget())]
+    pub(crate) drops: Option<u32>,
+
+    /// At most so many waits end by their deadline although somebody could still move
+    #[arg(long, value_name = "N", value_parser = budget())]
+    pub(crate) expiries: Option<u32>,
+
+    /// At most so many timer ticks come
+    #[arg(long, value_name = "N", value_parser = budget())]
+    pub(crate) ticks: Option<u32>,
+
+    /// At most so many CPUs make no further step
+    #[arg(long, value_name = "N", value_parser = budget())]
+    pub(crate) wedges: Option<u32>,
+
+    /// On how many threads. What a complete exploration counts does not depend on it; which of several violations is found
+    /// first may
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = jobs)]
+    pub(crate) jobs: usize,
+
+    /// Only the I-th of N parts, I from 1 to N: for many machines
+    #[arg(long, value_name = "I/N", value_parser = shard)]
+    pub(crate) shard: Option<Shard>,
+
+    /// From which all randomness comes
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    pub(crate) seed: u64,
+
+    /// Give up after so many executions; 100,000 by default with random and pct, unless --minutes is given
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) executions: Option<u64>,
+
+    /// Give up after so many states (or, where states are not told apart, classes)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub(crate) states: Option<u64>,
+
+    /// Give up after so many minutes
+    #[arg(long, value_name = "M", value_parser = minutes)]
+    pub(crate) minutes: Option<f64>,
+
+    /// Give up when tables take so many bytes, as in 900M or 2G
+    #[arg(long, value_name = "BYTES", value_parser = bytes)]
+    pub(crate) memory_limit: Option<u64>,
+
+    /// Go on after a violation; the shortest is shown
+    #[arg(long)]
+    pub(crate) keep_going: bool,
+
+    /// Do not believe what programs say they have forgotten: a cross-check, with more states
+    #[arg(long)]
+    pub(crate) no_hints: bool,
+
+    /// Make a decision of every operation, also of those that nobody else can notice: a cross-check
+    #[arg(long)]
+    pub(crate) no_local: bool,
+
+    /// Replay this schedule, and nothing else
+    #[arg(long, value_name = "SCHEDULE", conflicts_with_all = SEARCH, requires = "protocol")]
+    pub(crate) replay: Option<Schedule>,
+
+    /// Draw what was found, as SVG
+    #[arg(long, value_name = "FILE.svg", requires = "protocol")]
+    pub(crate) timeline: Option<PathBuf>,
+
+    /// Print one JSON document and nothing else
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+/// One part of an exploration.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Shard {
+    /// Which, from 1.
+    pub(crate) number: usize,
+    /// Of how many.
+    pub(crate) of: usize,
+}
+
+impl fmt::Display for Shard {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.number, self.of)
+    }
+}
+
+fn engine_help() -> String {
+    let names = Engine::ALL.map(Engine::name).join(", ");
+    format!("Which schedules are tried, and how: {names}; states by default, dpor for shards")
+}
+
+fn memory_model(text: &str) -> Result<MemoryModel, &'static str> {
+    match text {
+        "sc" => Ok(MemoryModel::Sc),
+        "tso" => Ok(MemoryModel::Tso),
+        _ => Err("there are sc and tso"),
+    }
+}
+
+/// What the explorer counts in 16 bits.
+fn budget() -> clap::builder::RangedI64ValueParser<u32> {
+    clap::value_parser!(u32).range(0..=i64::from(u16::MAX))
+}
+
+fn jobs(text: &str) -> Result<usize, &'static str> {
+    text.parse().ok().filter(|jobs| (1..=1024).contains(jobs)).ok_or("there are 1 to 1024 threads")
+}
+
+fn shard(text: &str) -> Result<Shard, &'static str> {
+    let parts = text.split_once('/').and_then(|(number, of)| Some((number.parse().ok()?, of.parse().ok()?)));
+    match parts {
+        Some((number, of)) if 1 <= number && number <= of => Ok(Shard { number, of }),
+        _ => Err("a shard is I/N, with I from 1 to N"),
+    }
+}
+
+fn bytes(text: &str) -> Result<u64, &'static str> {
+    let digits = text.trim_end_matches(|c: char| c.is_ascii_alphabetic());
+    let unit = match text[digits.len()..].to_ascii_uppercase().as_str() {
+        "" => Some(0),
+        "K" => Some(10),
+        "M" => Some(20),
+        "G" => Some(30),
+        "T" => Some(40),
+        _ => None,
+    };
+    let number = digits.parse::<u64>().ok().filter(|number| *number > 0);
+    let bytes = unit.zip(number).and_then(|(unit, number)| number.checked_mul(1 << unit));
+    bytes.ok_or("a size is a number above 0, with K, M, G or T for powers of 1024")
+}
+
 fn probability(text: &str) -> Result<Probability, String> {
     let wrong = || "a probability is a number from 0 to 1".to_owned();
     text.parse().ok().and_then(Probability::new).ok_or_else(wrong)
@@ -159,6 +336,22 @@ mod tests {
             assert!(minutes(wrong).is_err(), "{wrong}");
         }
         assert_eq!(minutes("0.5"), Ok(0.5));
+    }
+
+    #[test]
+    fn shards_are_counted_from_one() {
+        assert_eq!(shard("3/64"), Ok(Shard { number: 3, of: 64 }));
+        for wrong in ["0/8", "9/8", "1", "1/0", "a/b", "-1/2", "/", ""] {
+            assert!(shard(wrong).is_err(), "{wrong}");
+        }
+    }
+
+    #[test]
+    fn sizes_have_the_units_that_people_use() {
+        assert_eq!((bytes("17"), bytes("2k"), bytes("3G")), (Ok(17), Ok(2 << 10), Ok(3 << 30)));
+        for wrong in ["0", "G", "", "1GB", "1.5G", "-1", "99999999999T"] {
+            assert!(bytes(wrong).is_err(), "{wrong}");
+        }
     }
 
     #[test]

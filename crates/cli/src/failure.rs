@@ -12,6 +12,8 @@ pub(crate) enum Failure {
     Usage(String),
     /// Something could not be written: exit code 3.
     Output(String),
+    /// What was asked for cannot be started: exit code 3.
+    Start(String),
 }
 
 impl Failure {
@@ -42,11 +44,17 @@ impl Failure {
         ))
     }
 
+    /// Ctrl-C would not end it cleanly.
+    pub(crate) fn signals(error: &io::Error) -> Self {
+        let reason = reason(error);
+        Self::Start(format!("cannot watch for Ctrl-C: {reason}; lift the limits on this process"))
+    }
+
     /// Says it on standard error.
     pub(crate) fn report(self) -> ExitCode {
         let (sentence, code) = match self {
             Self::Usage(sentence) => (sentence, 2),
-            Self::Output(sentence) => (sentence, 3),
+            Self::Output(sentence) | Self::Start(sentence) => (sentence, 3),
         };
         crate::terminal::complain(&sentence);
         ExitCode::from(code)
@@ -87,7 +95,7 @@ mod tests {
     fn usage(arguments: &[&str]) -> String {
         match Failure::from(&Arguments::try_parse_from(arguments).expect_err("is refused")) {
             Failure::Usage(sentence) => sentence,
-            other @ Failure::Output(_) => panic!("{other:?}"),
+            other => panic!("{other:?}"),
         }
     }
 
@@ -109,7 +117,7 @@ mod tests {
     fn the_reason_is_given_in_words_and_with_what_to_do() {
         let sentence = |code| match Failure::file(Path::new("a/b.svg"), &io::Error::from_raw_os_error(code)) {
             Failure::Output(sentence) => sentence,
-            other @ Failure::Usage(_) => panic!("{other:?}"),
+            other => panic!("{other:?}"),
         };
         assert_eq!(sentence(2), "cannot write a/b.svg: its directory does not exist; create it first");
         // Too many open files: a reason that only the system has words for.

@@ -5,8 +5,10 @@
 
 mod arguments;
 mod campaign;
+mod explore;
 mod failure;
 mod files;
+mod interrupt;
 mod manual;
 mod replay;
 mod terminal;
@@ -40,6 +42,7 @@ fn main() -> ExitCode {
     let result = match arguments.command {
         Command::Replay(wanted) => replay::run(&wanted, &terminal),
         Command::Campaign(wanted) => campaign::run(&wanted, &terminal),
+        Command::Explore(wanted) => explore::run(&wanted, &terminal),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man => manual::page(),
     };

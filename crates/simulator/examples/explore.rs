@@ -1,61 +1,56 @@
-//! Explores the protocols of `explorer::protocols` within bounds of your choice: the tests hold the small ones, this is
-//! for the large ones, which take minutes.
-//!
-//! `cargo run --release --example explore -- [PROTOCOL|all] [LOST] [EXPIRED] [STATES]`: the protocol (all of them), how many
-//! messages may be lost (1), how many waits may end early (1), and after how many states to give up (30 million).
+//! Explores the named protocols (all, if none is named): `explore [PROTOCOL...] [dpor|states] [tso] [drops=N] [expiries=N]
+//! [norace] [nohints] [noreduce]`. A line each. The command `smpcall explore` does more.
 
-use std::process::ExitCode;
-use std::time::Instant;
+use smpcall_simulator::explorer::{Engine, MemoryModel, Plan, Setup, explore, protocols};
 
-use smpcall_simulator::explorer::{Bounds, explore, protocols};
-
-fn main() -> ExitCode {
-    let arguments: Vec<String> = std::env::args().skip(1).collect();
-    let number = |index: usize, default| match arguments.get(index) {
-        Some(argument) => argument.parse().ok(),
-        None => Some(default),
-    };
-    let wanted = arguments.first().map_or("all", String::as_str);
-    let protocols: Vec<_> =
-        protocols::ALL.iter().filter(|protocol| wanted == "all" || wanted == protocol.name).collect();
-    let (Some(drops), Some(expiries), Some(states), false) =
-        (number(1, 1), number(2, 1), number(3, 30_000_000), protocols.is_empty())
-    else {
-        eprintln!("usage: explore [PROTOCOL|all] [LOST] [EXPIRED] [STATES]; the protocols are:");
-        for protocol in protocols::ALL {
-            eprintln!("  {:18} {}", protocol.name, protocol.about);
-        }
-        return ExitCode::from(2);
-    };
-
-    let mut found = false;
-    for protocol in protocols {
-        let start = Instant::now();
-        let bounds = Bounds { drops, expiries, states: states as usize };
-        let exploration = match explore(protocol, bounds) {
-            Ok(exploration) => exploration,
-            Err(error) => {
-                eprintln!("{}: {error}", protocol.name);
-                return ExitCode::from(3);
-            }
-        };
-        println!(
-            "{:18} {:9} states, {:9} executions, {:6} to the end, {} in {:.1?}",
-            protocol.name,
-            exploration.states,
-            exploration.executions,
-            exploration.complete_executions,
-            if exploration.complete { "complete" } else { "not complete" },
-            start.elapsed()
-        );
-        if let Some(violation) = exploration.violation {
-            found = true;
-            let schedule: Vec<String> = violation.schedule.iter().map(ToString::to_string).collect();
-            println!("  {}\n  {}", violation.what, schedule.join(" "));
-            for operation in violation.operations {
-                println!("    {operation}");
-            }
+fn main() {
+    let mut names = Vec::new();
+    let (mut drops, mut expiries) = (None, None);
+    let mut plan = Plan::new(Setup::new(smpcall_simulator::explorer::Bounds::default()));
+    for argument in std::env::args().skip(1) {
+        match argument.as_str() {
+            "dpor" => plan.engine = Engine::Dpor,
+            "states" => plan.engine = Engine::States,
+            "tso" => plan.setup.memory = MemoryModel::Tso,
+            "norace" => plan.setup.races = false,
+            "nohints" => plan.setup.believe_hints = false,
+            "noreduce" => plan.setup.reduce = false,
+            "nohash" => plan.setup.hashes = false,
+            other => match other.split_once('=') {
+                Some(("drops", n)) => drops = n.parse().ok(),
+                Some(("expiries", n)) => expiries = n.parse().ok(),
+                Some(("seconds", n)) => plan.limits.time = n.parse().ok().map(std::time::Duration::from_secs),
+                _ => names.push(other.to_owned()),
+            },
         }
     }
-    ExitCode::from(u8::from(found))
+    let chosen = if names.is_empty() {
+        protocols::all()
+    } else {
+        names.iter().map(|name| protocols::by_name(name).expect("there is such a protocol")).collect()
+    };
+    for protocol in chosen {
+        plan.setup.bounds = protocol.bounds;
+        plan.setup.bounds.drops = drops.unwrap_or(protocol.bounds.drops);
+        plan.setup.bounds.expiries = expiries.unwrap_or(protocol.bounds.expiries);
+        let report = explore(&protocol, &plan, &()).expect("a machine");
+        println!(
+            "{:16} {:?} {:?}: {} states, {} classes, {} executions, {} transitions, {} endings, {} KiB, {:.2?}{}",
+            protocol.name,
+            plan.engine,
+            plan.setup.bounds,
+            report.states,
+            report.classes,
+            report.executions,
+            report.transitions,
+            report.endings.len(),
+            report.memory / 1024,
+            report.elapsed,
+            report.incomplete.map_or(String::new(), |why| format!(", incomplete: {why:?}")),
+        );
+        if let Some(found) = report.found {
+            println!("    {}", found.violation);
+            println!("    {}", found.schedule.iter().map(ToString::to_string).collect::<Vec<_>>().join(" "));
+        }
+    }
 }

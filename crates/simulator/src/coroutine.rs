@@ -2,7 +2,7 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
-use corosensei::stack::DefaultStack;
+use corosensei::stack::{DefaultStack, Stack};
 use corosensei::{Coroutine, Yielder};
 use smpcall_machine::EventKind;
 
@@ -14,6 +14,7 @@ use crate::waiting;
 pub(crate) struct CpuCoroutine {
     /// Always there, but for the moments of being replaced and dropped.
     coroutine: Option<Coroutine<(), (), (), DefaultStack>>,
+    range: (usize, usize),
 }
 
 impl CpuCoroutine {
@@ -32,6 +33,7 @@ impl CpuCoroutine {
         cpu: usize,
         program: Option<F>,
     ) -> Self {
+        let range = (stack.limit().get(), stack.base().get());
         let body = move |yielder: &Yielder<(), ()>, ()| {
             state.with(|machine| machine.cpus[cpu].yielder = core::ptr::from_ref(yielder));
             let outcome = catch_unwind(AssertUnwindSafe(|| {
@@ -50,7 +52,12 @@ impl CpuCoroutine {
         // SAFETY: the caller promises that what `body` borrows outlives the coroutine; a coroutine that is forgotten
         // (see `Drop`) is never resumed, so nothing is used after.
         let coroutine = unsafe { Coroutine::with_stack_unchecked(stack, body) };
-        Self { coroutine: Some(coroutine) }
+        Self { coroutine: Some(coroutine), range }
+    }
+
+    /// From the lowest to behind the highest address of its stack, on which it stays for life.
+    pub(crate) fn stack_range(&self) -> (usize, usize) {
+        self.range
     }
 
     /// Runs the CPU until it lets others run.

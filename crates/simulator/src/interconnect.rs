@@ -11,7 +11,9 @@ use crate::TIMER_VECTOR;
 use crate::apic::{Acceptance, Command, Effect, Message};
 use crate::config::Config;
 use crate::cost::jittered;
+use crate::explorer::footprint::Use;
 use crate::faults::{Fault, Filter, MessageKind, Probability};
+use crate::places::{irr_place, nmi_place};
 use crate::processor::Wedge;
 use crate::state::{Driver, State};
 
@@ -238,6 +240,17 @@ impl State {
         self.notice_interrupt(cpu, time);
     }
 
+    /// An interrupt is requested that no message brings.
+    pub(crate) fn request(&mut self, cpu: usize, vector: u8) {
+        let time = self.cpu().time;
+        if self.driver == Driver::Stepped {
+            self.explored.footprint.add(irr_place(cpu), Use::Raise);
+        }
+        self.cpus[cpu].apic.accept(Message::fixed(vector));
+        self.cpus[cpu].hashed = None;
+        self.notice_interrupt(cpu, time);
+    }
+
     fn arrive(&mut self, flight: Flight, time: u64) {
         let Flight { number, from, to, message } = flight;
         let processor = &mut self.cpus[to];
@@ -333,6 +346,11 @@ impl State {
             self.cpus[from].counters.ipis_lost += 1;
             self.record(from, EventKind::IpiLost, Some(to), message.vector.into(), number);
             return;
+        }
+        if self.driver == Driver::Stepped {
+            let nmi = message.delivery_mode == DeliveryMode::Nmi;
+            let place = if nmi { nmi_place(to) } else { irr_place(to) };
+            self.explored.footprint.add(place, Use::Raise);
         }
         let flight = Flight { number, from, to, message };
         for _ in 0..=u32::from(fate.twice) {

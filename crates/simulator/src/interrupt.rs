@@ -5,8 +5,10 @@ use std::panic::Location;
 use smpcall_local_apic::{InService, Vector};
 use smpcall_machine::EventKind;
 
+use crate::explorer::footprint::Use;
 use crate::hash::absorb;
 use crate::operation::Operation;
+use crate::places::{irr_place, nmi_place};
 use crate::processor::{Activity, Source};
 use crate::state::{Driver, Handler, Shared};
 
@@ -118,10 +120,14 @@ fn enter(state: Shared, interrupt: Interrupt) -> Option<(Return, InterruptFrame,
             Interrupt::Vector => {
                 let vector = processor.apic.take()?;
                 processor.counters.taken[vector as usize] += 1;
+                processor.took_interrupts = true;
                 vector
             }
         };
         processor.refresh();
+        let place = if interrupt == Interrupt::Nmi { nmi_place(running) } else { irr_place(running) };
+        machine.explored.footprint.add(place, Use::Write);
+        let processor = machine.cpu();
         // A wedge is a task that spins with interrupts disabled: that is what an NMI finds there.
         let wedged = processor.time < processor.wedge.until;
         let (interrupted, source) = processor.pending.unwrap_or((Operation::Ended, Location::caller()));

@@ -45,10 +45,15 @@ impl KernelState {
         self.mailboxes.mailboxes
     }
 
-    /// Closes and empties the mailboxes, of a machine that is switched off.
-    pub(crate) fn reset(&self) {
+    /// Of a machine that begins anew.
+    pub(crate) fn forget_statistics(&self) {
         // SAFETY: the machine's CPUs run no more, and are started anew before they run again.
-        unsafe { self.mailboxes.mailboxes.reset() };
+        unsafe { self.mailboxes.mailboxes.forget_statistics() };
+    }
+
+    /// The statistics of a CPU that decide what it does.
+    pub(crate) fn steering(&self, cpu: usize) -> [u64; 3] {
+        self.mailboxes.mailboxes.steering_statistics(Cpu::new(cpu as u32))
     }
 }
 

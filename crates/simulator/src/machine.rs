@@ -10,9 +10,11 @@ use smpcall_machine::{Cpu, CpuMask, CpuSet, Event, Instant, Ipi, Machine, SendEr
 
 use crate::apic::{ApicModel, Effect, Fault};
 use crate::cost::CostModel;
+use crate::explorer::footprint::Use;
 use crate::hash::absorb;
 use crate::memory::SimMemory;
-use crate::operation::{Operation, begin};
+use crate::mutant::Fault as Mutation;
+use crate::operation::{Operation, begin, is_local};
 use crate::processor::Source;
 use crate::state::{Driver, Phase, Shared, State, current, expect_current};
 
@@ -109,7 +111,7 @@ unsafe impl Machine for SimMachine {
     fn disable_interrupts() -> bool {
         let state = expect_current();
         let were_enabled = Self::interrupts_enabled();
-        if were_enabled {
+        if were_enabled && mutation(state, Location::caller()) != Some(Mutation::NotDisabled) {
             perform(state, Operation::DisableInterrupts, |cost| cost.interrupt_flag, Location::caller());
             state.with(|machine| machine.cpu().interrupts_enabled = false);
         }
@@ -138,12 +140,14 @@ unsafe impl Machine for SimMachine {
 
     #[track_caller]
     fn send(target: Cpu, ipi: Ipi) -> Result<(), SendError> {
-        send_interrupt(target, interrupt(ipi)).map(drop)
+        let send = || send_interrupt(target, interrupt(ipi)).map(drop);
+        with_mutation(Location::caller(), send)
     }
 
     #[track_caller]
     fn send_many(targets: &CpuMask, ipi: Ipi) -> Result<(), SendError> {
-        send_interrupt_to(targets, interrupt(ipi)).map(drop)
+        let send = || send_interrupt_to(targets, interrupt(ipi)).map(drop);
+        with_mutation(Location::caller(), send)
     }
 
     fn now() -> Instant {
@@ -169,6 +173,20 @@ unsafe impl Machine for SimMachine {
     }
 }
 
+/// The deliberate fault at this place of the source, if there is one.
+fn mutation(state: Shared, source: Source) -> Option<Mutation> {
+    state.with(|machine| machine.explored.mutant.as_ref()?.at_place(source))
+}
+
+/// Sends, unless a deliberate fault at this place says otherwise.
+fn with_mutation(source: Source, send: impl Fn() -> Result<(), SendError>) -> Result<(), SendError> {
+    match mutation(expect_current(), source) {
+        Some(Mutation::NotSent) => Ok(()),
+        Some(Mutation::SentTwice) => send().and(send()),
+        _ => send(),
+    }
+}
+
 /// Brings the CPU to an operation that is not an access to memory.
 fn perform(state: Shared, operation: Operation, cost: impl Fn(&CostModel) -> u64, source: Source) {
     let (phase, cost) = state.with(|machine| (machine.phase, cost(&machine.cost)));
@@ -176,6 +194,13 @@ fn perform(state: Shared, operation: Operation, cost: impl Fn(&CostModel) -> u64
         begin(state, operation, cost, source);
         state.with(|machine| machine.learn_value(0));
     }
+}
+
+/// See [`program::request_interrupt`](crate::program::request_interrupt).
+pub(crate) fn request_interrupt(cpu: Cpu, vector: u8, source: Source) {
+    let state = expect_current();
+    perform(state, Operation::Request { cpu, vector }, |cost| cost.apic_write, source);
+    state.with(|machine| machine.request(cpu.index(), vector));
 }
 
 impl State {
@@ -219,6 +244,13 @@ impl Access for SimAccess {
                 processor.refresh();
             }
             machine.learn_value(value.map_or(0, u64::from));
+            let value = match machine.explored.mutant.as_ref().and_then(|mutant| mutant.at_place(source)) {
+                Some(Mutation::RegisterReads(read)) => Ok(read),
+                _ => value,
+            };
+            if !is_local(Operation::ReadRegister(register)) {
+                machine.touch_irr(machine.running, Use::Read);
+            }
             value
         });
         value.unwrap_or_else(|fault| panic!("{fault}"))
@@ -228,14 +260,30 @@ impl Access for SimAccess {
     fn write(&self, register: Register, value: u32) {
         let state = expect_current();
         let operation = Operation::WriteRegister(register, value);
-        perform(state, operation, |cost| cost.apic_write, Location::caller());
-        write(state, |apic, now| apic.write(register, value, now));
+        let times = match mutation(state, Location::caller()) {
+            Some(Mutation::RegisterNotWritten) => 0,
+            Some(Mutation::RegisterWrittenTwice) => 2,
+            _ => 1,
+        };
+        for _ in 0..times {
+            perform(state, operation, |cost| cost.apic_write, Location::caller());
+            write(state, |apic, now| apic.write(register, value, now));
+        }
     }
 
     #[track_caller]
     fn write_icr(&self, value: u64) {
         let state = expect_current();
-        perform(state, Operation::WriteIcr(value), |cost| cost.apic_write, Location::caller());
+        let source = Location::caller();
+        let fault = mutation(state, source);
+        if fault != Some(Mutation::NotFenced) && state.with(|machine| machine.explored.options.buffers) {
+            // The fence that a driver of real MSRs executes first, because their writes do not wait for stores.
+            perform(state, Operation::Fence, |_| 0, source);
+        }
+        if fault == Some(Mutation::RegisterNotWritten) {
+            return;
+        }
+        perform(state, Operation::WriteIcr(value), |cost| cost.apic_write, source);
         write(state, |apic, now| apic.write_icr(value, now));
     }
 }

@@ -1,14 +1,16 @@
 //! Shared memory: who waits for which word, and what all of it hashes to.
 
-use core::sync::atomic::{AtomicU64, Ordering};
+use core::sync::atomic::Ordering;
 use std::panic::Location;
 
 use rustc_hash::FxHashMap;
 use smpcall_machine::{Access, Conditions, Deadline, Machine, Memory, Woken, spin};
 
-use crate::hash::{absorb, pair};
-use crate::operation::{Operation, begin};
-use crate::state::{Driver, Phase, State, current};
+use crate::explored::drains;
+use crate::mutant::{self, Fault};
+use crate::operation::{Operation, begin, offer, offer_then};
+use crate::processor::Source;
+use crate::state::{Driver, Phase, Shared, State, current};
 use crate::waiting;
 
 /// The memory of simulated machines: every access is an operation of the CPU that makes it.
@@ -27,12 +29,6 @@ pub(crate) struct SharedMemory {
     watched_classes: Classes,
     /// Storage of lists that are not in use.
     spare: Vec<Vec<usize>>,
-    /// Stepped: what the store that is being performed overwrites.
-    stored_over: u64,
-    /// Stepped: the difference of all words to what they were at the start.
-    pub(crate) hash: u128,
-    /// Stepped: what each piece of plain data was last written by.
-    plain: FxHashMap<usize, u128>,
 }
 
 struct Classes([u16; 256]);
@@ -46,15 +42,6 @@ impl Default for Classes {
 impl Classes {
     fn class(&mut self, location: usize) -> &mut u16 {
         &mut self.0[(location >> 3 ^ location >> 11) & 0xff]
-    }
-}
-
-impl SharedMemory {
-    pub(crate) fn clear(&mut self) {
-        self.watchers.clear();
-        self.watched_classes = Classes::default();
-        self.hash = 0;
-        self.plain.clear();
     }
 }
 
@@ -105,44 +92,6 @@ impl State {
         }
         self.memory.watchers.insert(location, watchers);
     }
-
-    /// Stepped: brings the hashes up to date after an access that found `found`.
-    fn learn(&mut self, location: usize, access: Access, found: u64) {
-        let written = match access {
-            Access::Load | Access::PlainRead(_) | Access::PlainWrite(_) => None,
-            Access::Store(value) | Access::Swap(value) => Some(value),
-            Access::FetchOr(bits) => Some(found | bits),
-            Access::FetchAnd(bits) => Some(found & bits),
-            Access::FetchAdd(value) => Some(found.wrapping_add(value)),
-            Access::CompareExchange(expected, value) => (found == expected).then_some(value),
-        };
-        if let Some(written) = written {
-            self.memory.hash ^= pair(location as u64, found) ^ pair(location as u64, written);
-        }
-        self.cpu().found = found;
-        let learned = match access {
-            // A store learns nothing, but is a step.
-            Access::Store(_) => 0,
-            Access::PlainRead(_) => {
-                let writer = self.memory.plain.get(&location).copied().unwrap_or(0);
-                let processor = self.cpu();
-                processor.history = absorb(processor.history, (writer >> 64) as u64);
-                writer as u64
-            }
-            Access::PlainWrite(_) => {
-                // What it writes follows from what the writer has learned so far.
-                let running = self.running as u64;
-                let written = absorb(self.cpu().history, running);
-                let before = self.memory.plain.insert(location, written);
-                let fold = |value: u128| pair(location as u64, value as u64 ^ (value >> 64) as u64);
-                self.memory.hash ^= before.map_or(0, fold) ^ fold(written);
-                0
-            }
-            _ => found,
-        };
-        let processor = self.cpu();
-        processor.history = absorb(processor.history, learned);
-    }
 }
 
 /// Whether the access changed the word, given what it found.
@@ -154,53 +103,57 @@ const fn changed(access: Access, found: u64) -> bool {
         Access::FetchOr(bits) => found | bits != found,
         Access::FetchAnd(bits) => found & bits != found,
         Access::FetchAdd(value) => value != 0,
-        Access::CompareExchange(expected, value) => found == expected && value != found,
+        Access::CompareExchange(expected, value, _) => found == expected && value != found,
     }
 }
 
-// SAFETY: `before` answers for nothing: every access is performed, on the one thread that all CPUs of a machine
-// share; the order in which the CPUs get to their accesses is an interleaving, so every result is one of a
-// sequentially consistent execution. `wait` reports a condition that it has just evaluated as true.
+// SAFETY: there is one thread, and the order in which the CPUs get to their accesses is an interleaving. In virtual time
+// every access is performed where it stands; stepped, `before` performs it and answers with what it found. So every
+// result is one of a sequentially consistent execution. With store buffers it answers with what x86-TSO allows: an own
+// store that is still in the buffer, else what is in memory; buffered stores reach memory in order. (A mutant breaks
+// this on purpose: that is what it is for.) `wait` reports a condition that it has just evaluated as true.
 unsafe impl Memory for SimMemory {
     #[inline]
     fn before(location: *const (), access: Access, order: Ordering) -> Option<u64> {
         let state = current()?;
+        let source = Location::caller();
         let address = location.addr();
-        let (phase, driver, cost) = state.with(|machine| {
-            let cost = match access {
+        let next = state.with(|machine| match (machine.phase, machine.driver) {
+            (Phase::Direct, _) => Next::Answered(None),
+            (Phase::Running, Driver::Stepped) => machine.next_access(address, access, order, source),
+            (Phase::Evaluating, Driver::Stepped) => Next::Answered(machine.look(address, access)),
+            (Phase::Evaluating, Driver::Timed) => {
+                machine.cpu().watched.push(address);
+                Next::Answered(None)
+            }
+            (Phase::Running, Driver::Timed) => Next::Timed(match access {
                 Access::Load | Access::PlainRead(_) | Access::PlainWrite(_) => machine.cost.load,
                 Access::Store(_) => machine.cost.store,
                 _ => machine.cost.read_modify_write,
-            };
-            if machine.phase == Phase::Evaluating {
-                machine.cpu().watched.push(address);
-            }
-            (machine.phase, machine.driver, cost)
+            }),
         });
-        if phase == Phase::Running {
-            let pending = Operation::Access { location: address, access, order };
-            begin(state, pending, cost, Location::caller());
-            if driver == Driver::Stepped && matches!(access, Access::Store(_)) {
-                // SAFETY: an atomic store is to a live, aligned 8-byte atomic, says `Memory`.
-                let over = unsafe { (*location.cast::<AtomicU64>()).load(Ordering::Relaxed) };
-                state.with(|machine| machine.memory.stored_over = over);
+        match next {
+            Next::Answered(answer) => answer,
+            Next::Timed(cost) => {
+                begin(state, Operation::Access { location: address, access, order }, cost, source);
+                None
             }
+            Next::Offer(slot) => {
+                offer_then(state, Operation::Access { location: address, access, order }, source, |machine| {
+                    machine.access(slot, access, order, false, source)
+                })
+            }
+            Next::Mutant(fault) => access_mutant(state, fault, address, access, order, source),
         }
-        None
     }
 
     #[inline]
     fn after(location: *const (), access: Access, found: u64) {
         let Some(state) = current() else { return };
-        let address = location.addr();
-        state.with(|machine| match (machine.phase, machine.driver) {
-            (Phase::Running, Driver::Stepped) => {
-                let store = matches!(access, Access::Store(_));
-                let found = if store { machine.memory.stored_over } else { found };
-                machine.learn(address, access, found);
+        state.with(|machine| {
+            if machine.phase == Phase::Running && machine.driver == Driver::Timed && changed(access, found) {
+                machine.wake_watchers(location.addr());
             }
-            (Phase::Running, Driver::Timed) if changed(access, found) => machine.wake_watchers(address),
-            _ => {}
         });
     }
 
@@ -213,4 +166,91 @@ unsafe impl Memory for SimMemory {
             _ => spin::<M>(conditions, deadline),
         }
     }
+}
+
+/// What comes next for an access.
+enum Next {
+    /// It is done already: the answer.
+    Answered(Option<u64>),
+    /// It takes this long.
+    Timed(u64),
+    /// Its controller decides when it is done.
+    Offer(u32),
+    /// It is not done as it stands there.
+    Mutant(Fault),
+}
+
+impl State {
+    /// Stepped: an access of the running CPU. At once, if nobody else can notice it.
+    #[inline]
+    fn next_access(&mut self, address: usize, access: Access, order: Ordering, source: Source) -> Next {
+        if let Some(fault) = self.explored.mutant.as_ref().and_then(|mutant| mutant.at_place(source)) {
+            return Next::Mutant(fault);
+        }
+        let (slot, local) = self.approach(address, access, order);
+        if local { Next::Answered(self.access(slot, access, order, true, source)) } else { Next::Offer(slot) }
+    }
+
+    /// Stepped: the running CPU is about to access an address: the location's number, and whether nobody notices.
+    #[inline]
+    fn approach(&mut self, address: usize, access: Access, order: Ordering) -> (u32, bool) {
+        let (slot, mut local) = self.touch(address, access);
+        let buffers = self.explored.options.buffers;
+        let lasting = buffers && self.explored.places.all[slot as usize].lasting;
+        let processor = self.cpu();
+        processor.counters.operations += 1;
+        if local {
+            processor.at_once += 1;
+            local = processor.at_once < AT_ONCE;
+        }
+        if !local {
+            processor.at_once = 0;
+            processor.drains =
+                buffers && (drains(access, order) || matches!(access, Access::Store(_)) && !lasting);
+        }
+        (slot, local)
+    }
+}
+
+/// Brings the running CPU to an access: the location's number, and whether it was done at once.
+fn come_to(state: Shared, address: usize, access: Access, order: Ordering, source: Source) -> (u32, bool) {
+    let (slot, local) = state.with(|machine| machine.approach(address, access, order));
+    if !local {
+        offer(state, Operation::Access { location: address, access, order }, source);
+    }
+    (slot, local)
+}
+
+/// Nobody does more than this at once: who loops for ever shall be seen to.
+const AT_ONCE: u32 = 100_000;
+
+/// An access with a deliberate fault in it. It is performed here, on the host's memory too: what the code asks for is not
+/// what happens.
+#[cold]
+fn access_mutant(
+    state: Shared,
+    fault: Fault,
+    address: usize,
+    access: Access,
+    order: Ordering,
+    source: Source,
+) -> Option<u64> {
+    let (parts, order) = mutant::parts(fault, access, order);
+    let mut found = None;
+    for part in parts {
+        // What a part that is not atomic writes follows from what the one before has found.
+        let part = match (part, found) {
+            (mutant::Part::Access(access), _) => access,
+            (mutant::Part::WriteResult, Some(found)) => match crate::explored::written(access, found) {
+                Some(value) => Access::Store(value),
+                None => continue,
+            },
+            (mutant::Part::WriteResult, None) => continue,
+        };
+        let (slot, local) = come_to(state, address, part, order, source);
+        // Plain data is accessed by the code itself.
+        let answer = state.with(|machine| machine.access(slot, part, order, local, source))?;
+        found.get_or_insert(answer);
+    }
+    Some(mutant::answer(fault, access, found.unwrap_or(0)))
 }

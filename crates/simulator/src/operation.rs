@@ -7,12 +7,12 @@
 
 use core::sync::atomic::Ordering;
 
-use smpcall_local_apic::Register;
-use smpcall_machine::{Access, Deadline};
+use smpcall_local_apic::{Mode, Register};
+use smpcall_machine::{Access, Cpu, Deadline};
 
 use crate::interrupt::{Interrupt, take};
 use crate::processor::{Order, Source};
-use crate::state::{Driver, Phase, Shared};
+use crate::state::{Driver, Phase, Shared, State};
 
 /// What a CPU is about to do.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -50,8 +50,24 @@ pub enum Operation {
         /// For how long, in nanoseconds.
         nanos: u64,
     },
+    /// Wait until all earlier stores of this CPU are visible to all.
+    Fence,
+    /// Something that is no CPU requests an interrupt from this one.
+    Request {
+        /// The CPU.
+        cpu: Cpu,
+        /// The vector.
+        vector: u8,
+    },
     /// The program has ended: only interrupts are still taken.
     Ended,
+}
+
+impl Operation {
+    /// Whether it can send a message.
+    pub(crate) fn sends(&self) -> bool {
+        matches!(self, Self::WriteIcr(_) | Self::WriteRegister(Register::ICR_LOW | Register::SELF_IPI, _))
+    }
 }
 
 /// Lets another CPU, or the driver, go on.
@@ -94,23 +110,89 @@ pub(crate) fn begin(state: Shared, operation: Operation, cost: u64, source: Sour
             machine.cpu().perform(cost, jitter);
         });
     } else {
+        come_to(state, operation, source);
+    }
+}
+
+/// Stepped: brings the running CPU to an operation that is not an access.
+fn come_to(state: Shared, operation: Operation, source: Source) {
+    let local = state.with(|machine| {
+        let options = machine.explored.options;
+        let xapic = machine.routing.mode() == Mode::XApic;
+        let local = options.local && is_local(operation);
+        let processor = machine.cpu();
+        processor.drains = options.buffers && drains(operation, xapic);
+        if local {
+            machine.tell(operation, None, None, true, source);
+        }
+        local
+    });
+    if !local {
         offer(state, operation, source);
+        state.with(|machine| machine.tell(operation, None, None, false, source));
+    }
+}
+
+/// Whether the operation takes no choice away from its CPU, and is noticed by nobody else.
+pub(crate) fn is_local(operation: Operation) -> bool {
+    match operation {
+        Operation::EnableInterrupts => true,
+        // Others change what the request and service registers say, but not these.
+        Operation::ReadRegister(register) => {
+            register == Register::ICR_LOW || register == Register::ID || register == Register::VERSION
+        }
+        Operation::WriteRegister(register, _) => {
+            register == Register::END_OF_INTERRUPT || register == Register::ICR_HIGH
+        }
+        _ => false,
+    }
+}
+
+/// Whether the operation waits on x86 until the store buffer is empty. An x2APIC's registers do not: their driver fences.
+fn drains(operation: Operation, xapic: bool) -> bool {
+    match operation {
+        Operation::Fence => true,
+        Operation::WriteRegister(..) | Operation::WriteIcr(_) => xapic,
+        _ => false,
     }
 }
 
 /// Stepped: offers the operation until the controller says "step".
-fn offer(state: Shared, operation: Operation, source: Source) {
+pub(crate) fn offer(state: Shared, operation: Operation, source: Source) {
+    offer_then(state, operation, source, |_| ());
+}
+
+/// Stepped: offers the operation until the controller says "step", and does it.
+#[inline]
+pub(crate) fn offer_then<R>(
+    state: Shared,
+    operation: Operation,
+    source: Source,
+    mut act: impl FnMut(&mut State) -> R,
+) -> R {
     loop {
-        state.with(|machine| machine.cpu().pending = Some((operation, source)));
-        suspend(state);
-        let order = state.with(|machine| machine.cpu().order.take());
-        match order {
-            Some(Order::Interrupt) => take(state, Interrupt::Vector),
-            Some(Order::Nmi) => take(state, Interrupt::Nmi),
-            Some(Order::Step | Order::Expire) | None => {
-                state.with(|machine| machine.cpu().operation_done());
-                return;
+        let yielder = state.with(|machine| {
+            let processor = machine.cpu();
+            processor.pending = Some((operation, source));
+            processor.yielder
+        });
+        // SAFETY: this is the running CPU's coroutine, on whose stack the yielder lives for as long as it runs; it has
+        // set the pointer before anything else.
+        unsafe { (*yielder).suspend(()) }
+        let done = state.with(|machine| {
+            let processor = machine.cpu();
+            match processor.order.take() {
+                Some(Order::Interrupt) => Err(Interrupt::Vector),
+                Some(Order::Nmi) => Err(Interrupt::Nmi),
+                Some(Order::Step | Order::Expire) | None => {
+                    processor.shadow = false;
+                    Ok(act(machine))
+                }
             }
+        });
+        match done {
+            Ok(result) => return result,
+            Err(interrupt) => take(state, interrupt),
         }
     }
 }

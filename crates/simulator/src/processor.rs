@@ -1,5 +1,6 @@
 //! One simulated CPU: its clock, its interrupt state, what it is doing, and what outsiders can see of it.
 
+use std::collections::VecDeque;
 use std::panic::Location;
 
 use corosensei::Yielder;
@@ -8,8 +9,10 @@ use smpcall_machine::{Conditions, Cpu, Deadline, Instant};
 
 use crate::apic::ApicModel;
 use crate::cost::jittered;
+use crate::explored::Buffered;
 use crate::interrupt::Interrupt;
 use crate::operation::Operation;
+use crate::races::Known;
 
 /// A source location in the code of the program.
 pub type Source = &'static Location<'static>;
@@ -54,9 +57,11 @@ impl Default for Counters {
 }
 
 impl Counters {
-    /// Sets all to zero, without allocating.
-    pub(crate) fn clear(&mut self) {
-        self.taken.fill(0);
+    /// Sets all to zero, without allocating; those of the vectors only if there were `interrupts`.
+    pub(crate) fn clear(&mut self, interrupts: bool) {
+        if interrupts {
+            self.taken.fill(0);
+        }
         self.operations = 0;
         self.icr_writes = 0;
         self.ipis_sent = 0;
@@ -215,6 +220,22 @@ pub(crate) struct Processor {
     pub(crate) watched: Vec<usize>,
     pub(crate) waits: Vec<WaitReport>,
     pub(crate) order: Option<Order>,
+    /// Stepped: what the conditions of the wait last came to, if no word that they read has changed since.
+    pub(crate) met: Option<Option<usize>>,
+    /// Stepped: which accesses to plain data it knows of.
+    pub(crate) known: Known,
+    /// Stepped: stores that have not reached memory, oldest first.
+    pub(crate) store_buffer: VecDeque<Buffered>,
+    /// Stepped: the pending operation waits until the store buffer is empty.
+    pub(crate) drains: bool,
+    /// It has taken interrupts since it was reset.
+    pub(crate) took_interrupts: bool,
+    /// Stepped: what it can do next may be something else than when its controller looked last.
+    pub(crate) stale: bool,
+    /// Stepped: operations done at once in a row.
+    pub(crate) at_once: u32,
+    /// Stepped: the hash of all this, if nothing has changed since it was made.
+    pub(crate) hashed: Option<u128>,
     /// Stepped: what the last access to shared memory found there.
     pub(crate) found: u64,
     /// Stepped: a hash of everything this CPU has learned so far.
@@ -247,6 +268,14 @@ impl Processor {
             watched: Vec::new(),
             waits: Vec::new(),
             order: None,
+            met: None,
+            known: Known::NOTHING,
+            store_buffer: VecDeque::new(),
+            drains: false,
+            took_interrupts: false,
+            stale: true,
+            at_once: 0,
+            hashed: None,
             found: 0,
             history: 0,
             costs: Pcg32::new(0, 0),
@@ -285,12 +314,20 @@ impl Processor {
         self.watched.clear();
         self.waits.clear();
         self.order = None;
+        self.met = None;
+        self.known = Known::NOTHING;
+        self.store_buffer.clear();
+        self.drains = false;
+        self.stale = true;
+        self.at_once = 0;
+        self.hashed = None;
         self.found = 0;
         self.history = 0;
         self.wedge = Wedge::default();
         self.frames.clear();
         self.ended = false;
-        self.counters.clear();
+        self.counters.clear(self.took_interrupts);
+        self.took_interrupts = false;
     }
 
     /// Brings what is cached of the APIC up to date. To be called after every change of it.
@@ -298,6 +335,7 @@ impl Processor {
         self.vector_deliverable = self.apic.deliverable().is_some();
         self.nmi_deliverable = self.apic.nmi_deliverable();
         self.apic_changed = true;
+        self.stale = true;
     }
 
     /// Timed: the pending operation is performed now and takes its time.

@@ -6,6 +6,7 @@ use std::panic::Location;
 use rand_core::Rng;
 use smpcall_machine::{Cpu, Event, EventKind, Machine};
 
+use crate::apic::IcrFault;
 use crate::hash::absorb;
 use crate::machine::SimMachine;
 use crate::operation::suspend;
@@ -37,6 +38,26 @@ pub fn advance(duration: Duration) {
 #[track_caller]
 pub fn halt() {
     waiting::halt(expect_current(), Location::caller());
+}
+
+/// Makes the delivery status of this CPU's APIC misbehave from now on; `None` heals it. Not an operation: it happens with the
+/// one before.
+pub fn break_icr(fault: Option<IcrFault>) {
+    expect_current().with(|machine| {
+        let processor = machine.cpu();
+        processor.apic.set_icr_fault(fault);
+        processor.refresh();
+    });
+}
+
+/// Something that is no CPU - a device, a timer - requests an interrupt from a CPU: its APIC accepts the vector, in one
+/// operation.
+///
+/// # Panics
+/// If there is no such CPU.
+#[track_caller]
+pub fn request_interrupt(cpu: Cpu, vector: u8) {
+    crate::machine::request_interrupt(cpu, vector, Location::caller());
 }
 
 /// Ends the run at this point of virtual time; it can be continued. No effect on a stepped machine.

@@ -15,6 +15,7 @@ use smpcall_machine::{Cpu, Event, EventKind, Instant};
 
 use crate::config::Config;
 use crate::cost::CostModel;
+use crate::explored::Explored;
 use crate::interconnect::Interconnect;
 use crate::interrupt::InterruptFrame;
 use crate::kernel::KernelState;
@@ -70,6 +71,8 @@ pub(crate) struct State {
     pub(crate) tick: Option<u64>,
     pub(crate) interconnect: Interconnect,
     pub(crate) memory: SharedMemory,
+    /// Stepped: what explorers want to know.
+    pub(crate) explored: Explored,
     /// The handlers, by vector.
     pub(crate) handlers: Box<[Option<Handler>; 256]>,
     pub(crate) nmi_handler: Option<Handler>,
@@ -110,6 +113,7 @@ impl State {
             tick: config.tick.map(|period| period.as_nanos() as u64),
             interconnect,
             memory: SharedMemory::default(),
+            explored: Explored::new(config.cpus),
             handlers: Box::new([None; 256]),
             nmi_handler: None,
             kernel: None,

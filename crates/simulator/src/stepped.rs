@@ -2,6 +2,7 @@
 //! explorer, a test) says what happens next.
 
 use core::hash::{Hash, Hasher};
+use std::any::Any;
 
 use smpcall::Mailboxes;
 use smpcall_machine::{Cpu, Instant};
@@ -13,8 +14,9 @@ use crate::hash::{StateHasher, absorb};
 use crate::kernel::{self, Hooks};
 use crate::machine::SimMachine;
 use crate::operation::Operation;
+use crate::places::Places;
 use crate::processor::{Counters, CpuReport, Order, Processor, Source};
-use crate::state::{Driver, Entered, Handler, Owner, Phase, Stop};
+use crate::state::{Driver, Entered, Handler, Owner, Phase, State, Stop};
 use crate::trace::Trace;
 use crate::waiting::evaluate;
 use crate::world::{build, propagate};
@@ -29,6 +31,36 @@ pub struct Pending {
     pub operation: Operation,
     /// Its place.
     pub source: Source,
+}
+
+/// What a CPU can do next: a set of these.
+#[derive(Clone, Copy, Default)]
+pub(crate) struct Offer(u8);
+
+impl Offer {
+    pub(crate) const NMI: u8 = 1;
+    pub(crate) const INTERRUPT: u8 = 2;
+    pub(crate) const FLUSH: u8 = 4;
+    pub(crate) const STEP: u8 = 8;
+    /// The step sends a message.
+    pub(crate) const SENDS: u8 = 16;
+    /// It waits, and not for ever.
+    pub(crate) const DEADLINE: u8 = 32;
+    pub(crate) const ENDED: u8 = 64;
+    /// Whether it can step is not known before the conditions of its wait are looked at.
+    const UNKNOWN: u8 = 128;
+
+    /// Whether any of these is among them.
+    #[inline]
+    pub(crate) fn has(self, what: u8) -> bool {
+        self.0 & what != 0
+    }
+
+    /// Nothing but a step, or nothing at all, that is not a matter of time.
+    #[inline]
+    pub(crate) fn is_simple(self) -> bool {
+        !self.has(Self::NMI | Self::INTERRUPT | Self::FLUSH | Self::SENDS)
+    }
 }
 
 /// A machine whose controller decides every step.
@@ -81,7 +113,24 @@ impl<'p> Stepper<'p> {
     ) -> Result<Self, ConfigError> {
         let stepper = Self::new(config, programs)?;
         kernel::install(stepper.state.shared(), Cpu::new(0), hooks);
+        stepper.state.with(|machine| {
+            let kernel = machine.kernel.clone().expect("it was just installed");
+            for (base, bytes) in kernel.mailboxes().memory() {
+                machine.explored.places.add_range(base.addr(), bytes);
+            }
+        });
         Ok(stepper)
+    }
+
+    /// Declares memory that lives as long as the machine: [`restart`](Self::restart) puts back what its words and plain
+    /// data were, and its words have the same name in every execution.
+    pub(crate) fn declare(&mut self, base: *const (), bytes: usize) {
+        self.state.with(|machine| machine.explored.places.add_range(base.addr(), bytes));
+    }
+
+    /// Uses the state of the machine.
+    pub(crate) fn with<R>(&self, use_it: impl FnOnce(&mut State) -> R) -> R {
+        self.state.with(use_it)
     }
 
     /// The mailboxes, if the machine has a kernel. Not to be used after the machine is dropped: they are empty then.
@@ -113,7 +162,9 @@ impl<'p> Stepper<'p> {
         for cpu in 0..self.booted.len() {
             let program = self.program(cpu);
             // SAFETY: the state and the programs are dropped after the coroutines.
-            self.coroutines.push(unsafe { CpuCoroutine::new(self.state.shared(), cpu, program) });
+            let coroutine = unsafe { CpuCoroutine::new(self.state.shared(), cpu, program) };
+            self.state.with(|machine| machine.explored.places.stacks.push(coroutine.stack_range()));
+            self.coroutines.push(coroutine);
         }
         self.run_to_first_operations();
     }
@@ -126,22 +177,25 @@ impl<'p> Stepper<'p> {
     /// lives on the CPUs' stacks, and nothing there may rely on being dropped. (Heap memory owned there leaks.)
     pub unsafe fn restart(&mut self) {
         let state = self.state.shared();
-        for cpu in 0..self.coroutines.len() {
-            state.with(|machine| machine.cpus[cpu].reset(cpu, machine.seed, &self.booted[cpu]));
-            let program = self.program(cpu);
-            // SAFETY: the caller promises what this needs; for the rest see `start`.
-            unsafe { self.coroutines[cpu].restart(state, cpu, program) };
-        }
         let kernel = state.with(|machine| {
+            for (cpu, (processor, booted)) in machine.cpus.iter_mut().zip(&self.booted).enumerate() {
+                processor.reset(cpu, machine.seed, booted);
+            }
             machine.reset_interconnect();
-            machine.memory.clear();
+            // SAFETY: what was declared lasts, and nothing runs.
+            unsafe { machine.explored.restart() };
             machine.events.clear();
             machine.stop = None;
             machine.kernel.clone()
         });
         if let Some(kernel) = kernel {
-            kernel.reset();
-            kernel::start_cpus(state);
+            // The mailboxes' words were put back as they were after boot.
+            kernel.forget_statistics();
+        }
+        for cpu in 0..self.coroutines.len() {
+            let program = self.program(cpu);
+            // SAFETY: the caller promises what this needs; for the rest see `start`.
+            unsafe { self.coroutines[cpu].restart(state, cpu, program) };
         }
         self.run_to_first_operations();
     }
@@ -160,21 +214,37 @@ impl<'p> Stepper<'p> {
     }
 
     /// Lets a CPU do as ordered, and on to its next operation.
-    fn resume(&mut self, cpu: usize, order: Option<Order>) {
+    pub(crate) fn go_on(&mut self, cpu: usize, order: Option<Order>) {
         let state = self.state.shared();
         state.with(|machine| {
             machine.cpus[cpu].order = order;
             machine.running = cpu;
             machine.phase = Phase::Running;
+            machine.explored.footprint.clear();
         });
         let entered = Entered::new(state);
         self.coroutines[cpu].resume();
         drop(entered);
-        let stop = state.with(|machine| {
+        state.with(|machine| {
             machine.phase = Phase::Direct;
-            machine.stop.take()
+            let processor = &mut machine.cpus[cpu];
+            processor.hashed = None;
+            processor.stale = true;
         });
-        if let Some(Stop::Panicked { cpu, payload }) = stop {
+    }
+
+    /// The panic of a program, if one has panicked since this was asked last.
+    pub(crate) fn take_panic(&mut self) -> Option<(usize, Box<dyn Any + Send>)> {
+        match self.state.with(|machine| machine.stop.take()) {
+            Some(Stop::Panicked { cpu, payload }) => Some((cpu, payload)),
+            _ => None,
+        }
+    }
+
+    /// Lets a CPU do as ordered, and on to its next operation. A panic of its program goes on here.
+    fn resume(&mut self, cpu: usize, order: Option<Order>) {
+        self.go_on(cpu, order);
+        if let Some((cpu, payload)) = self.take_panic() {
             propagate(cpu, payload);
         }
     }
@@ -197,17 +267,55 @@ impl<'p> Stepper<'p> {
     /// Whether the pending operation can be executed. A wait only if one of its conditions holds; what is halted or
     /// ended never.
     pub fn is_enabled(&mut self, cpu: Cpu) -> bool {
-        let (pending, conditions) = self.with_cpu(cpu, |processor| (processor.pending, processor.conditions));
-        match pending {
-            Some((Operation::Wait { .. }, _)) => {
-                let Some(conditions) = conditions else { return false };
-                let state = self.state.shared();
-                let _entered = Entered::new(state);
-                // SAFETY: the CPU is suspended in the wait that borrows the conditions.
-                unsafe { evaluate(state, cpu.index(), conditions) }.is_some()
+        let state = self.state.shared();
+        let waits = state.with(|machine| {
+            let processor = &machine.cpus[cpu.index()];
+            match processor.pending {
+                Some((Operation::Wait { .. }, _)) => Err((processor.met, processor.conditions)),
+                Some((Operation::Halted | Operation::Ended, _)) | None => Ok(false),
+                Some(_) => Ok(!processor.is_held_by_buffer()),
             }
-            Some((Operation::Halted | Operation::Ended, _)) | None => false,
-            Some(_) => true,
+        });
+        let (met, conditions) = match waits {
+            Ok(enabled) => return enabled,
+            Err(wait) => wait,
+        };
+        if let Some(met) = met {
+            return met.is_some();
+        }
+        // A mutant waits without conditions.
+        let Some(conditions) = conditions else { return true };
+        let _entered = Entered::new(state);
+        // SAFETY: the CPU is suspended in the wait that borrows the conditions.
+        let met = unsafe { evaluate(state, cpu.index(), conditions) };
+        state.with(|machine| {
+            // A register may change without any word's changing.
+            let known = !machine.register_read;
+            let processor = &mut machine.cpus[cpu.index()];
+            processor.met = known.then_some(met);
+            processor.stale |= !known;
+        });
+        met.is_some()
+    }
+
+    /// Brings what each CPU can do up to date; `always`: also if nothing says that it has changed.
+    pub(crate) fn survey(&mut self, offers: &mut [Offer], always: bool) {
+        let mut unknown = false;
+        self.state.with(|machine| {
+            for (processor, offer) in machine.cpus.iter_mut().zip(&mut *offers) {
+                if core::mem::take(&mut processor.stale) || always {
+                    *offer = processor.describe();
+                    unknown |= offer.has(Offer::UNKNOWN);
+                }
+            }
+        });
+        if unknown {
+            for (cpu, offer) in offers.iter_mut().enumerate() {
+                if offer.has(Offer::UNKNOWN) {
+                    offer.0 &= !Offer::UNKNOWN;
+                    offer.0 |= if self.is_enabled(Cpu::new(cpu as u32)) { Offer::STEP } else { 0 };
+                }
+            }
         }
     }
 
@@ -343,14 +451,24 @@ impl<'p> Stepper<'p> {
         let apics = &mut self.apic_hashes;
         self.state.with(|machine| {
             apics.resize(machine.cpus.len(), 0);
-            let mut hash = machine.memory.hash;
+            let mut hash = machine.explored.hash ^ machine.explored.known_hash;
+            let places = &machine.explored.places;
             for (cpu, processor) in machine.cpus.iter_mut().enumerate() {
                 if core::mem::take(&mut processor.apic_changed) {
                     let mut hasher = StateHasher::default();
                     processor.apic.hash_state(&mut hasher, Instant::from_nanos(processor.time));
                     apics[cpu] = hasher.0;
+                    processor.hashed = None;
                 }
-                hash ^= processor.hash(cpu, apics[cpu]);
+                let of_cpu = match processor.hashed {
+                    Some(of_cpu) => of_cpu,
+                    None => {
+                        let steering = machine.kernel.as_ref().map(|kernel| kernel.steering(cpu));
+                        processor.hash(cpu, apics[cpu], steering, places)
+                    }
+                };
+                processor.hashed = Some(of_cpu);
+                hash ^= of_cpu;
             }
             hash
         })
@@ -376,20 +494,60 @@ impl<'p> Stepper<'p> {
 }
 
 impl Processor {
+    /// What it can do next.
+    fn describe(&self) -> Offer {
+        let interrupt = self.vector_deliverable && self.interrupts_enabled && !self.shadow;
+        let mut offer = (u8::from(self.nmi_deliverable) * Offer::NMI)
+            | (u8::from(interrupt) * Offer::INTERRUPT)
+            | (u8::from(!self.store_buffer.is_empty()) * Offer::FLUSH)
+            | (u8::from(self.ended) * Offer::ENDED);
+        match &self.pending {
+            Some((Operation::Wait { deadline }, _)) => {
+                offer |= match self.met {
+                    None => Offer::UNKNOWN,
+                    Some(None) => 0,
+                    Some(Some(_)) => Offer::STEP,
+                };
+                if !deadline.is_never() {
+                    offer |= Offer::DEADLINE;
+                }
+            }
+            Some((Operation::Halted | Operation::Ended, _)) | None => {}
+            Some((operation, _)) => {
+                if !self.is_held_by_buffer() {
+                    offer |= Offer::STEP;
+                }
+                if operation.sends() {
+                    offer |= Offer::SENDS;
+                }
+            }
+        }
+        Offer(offer)
+    }
+
     /// A hash of all but the counters, given that of the APIC. Where it stands in its program follows from what it has
     /// learned only if it learns through operations; it also reads statistics and its clock. So the place counts too.
-    fn hash(&self, cpu: usize, apic: u128) -> u128 {
+    fn hash(&self, cpu: usize, apic: u128, steering: Option<[u64; 3]>, places: &Places) -> u128 {
         let flags = u64::from(self.interrupts_enabled)
             | u64::from(self.shadow) << 1
             | u64::from(self.nmi_depth) << 2
             | u64::from(self.handler_depth) << 32;
         let parts = [flags, self.time, apic as u64, (apic >> 64) as u64, cpu as u64];
-        let mut hasher = StateHasher(parts.into_iter().fold(self.history, absorb));
+        let parts = parts.into_iter().chain(steering.into_iter().flatten());
+        let mut hasher = StateHasher(parts.fold(self.history, absorb));
         if let Some((operation, source)) = self.pending {
-            operation.hash(&mut hasher);
+            match operation {
+                // The location enters by its name, and its operands as far as they are not addresses.
+                Operation::Access { location, access, order } => {
+                    hasher.write_u64(places.name_of(location));
+                    core::mem::discriminant(&access).hash(&mut hasher);
+                    order.hash(&mut hasher);
+                }
+                other => other.hash(&mut hasher),
+            }
             hasher.write_usize(core::ptr::from_ref(source).addr());
         }
-        hasher.0
+        hasher.0 ^ self.memory_hash(cpu, places)
     }
 }
 

@@ -27,6 +27,11 @@ mod units;
 
 use smpcall_machine::Event;
 
+// For other pictures.
+pub(crate) use labels::text_width;
+pub(crate) use page::{AMBER, BLUE, GREY, INK, PURPLE, RED};
+pub(crate) use svg::Svg;
+
 /// What is drawn.
 #[derive(Clone, Copy, Debug)]
 pub struct Input<'a> {

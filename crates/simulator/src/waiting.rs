@@ -2,11 +2,13 @@
 
 use smpcall_machine::{Conditions, Deadline, EventKind, Instant, Woken};
 
+use crate::explorer::footprint::Use;
 use crate::hash::absorb;
 use crate::interrupt::{Interrupt, take};
-use crate::operation::{Operation, begin, hold, settle, suspend};
+use crate::mutant::Fault;
+use crate::operation::{Operation, begin, hold, offer, settle, suspend};
 use crate::processor::{Activity, ErasedConditions, Order, Source, WaitReport};
-use crate::state::{Driver, Phase, Shared};
+use crate::state::{Driver, Phase, Shared, State};
 
 /// Evaluates the conditions of a wait of `cpu`, and notes in that CPU which words they read.
 ///
@@ -129,21 +131,36 @@ fn wait_stepped(
     deadline: Deadline,
     source: Source,
 ) -> Woken {
-    state.with(|machine| {
+    let fault = state.with(|machine| {
         let processor = machine.cpu();
         processor.counters.operations += 1;
+        processor.at_once = 0;
         let since = Instant::from_nanos(processor.time);
         processor.waits.push(WaitReport { source, since, deadline });
+        machine.explored.mutant.as_ref().and_then(|mutant| mutant.at_place(source))
     });
+    if fault == Some(Fault::NotWaited) {
+        offer(state, Operation::Wait { deadline: Deadline::NEVER }, source);
+        state.with(|machine| machine.cpu().waits.pop());
+        return Woken::Met(0);
+    }
     loop {
         state.with(|machine| {
+            let running = machine.running;
+            machine.explored.waiting |= 1 << running.min(63);
             let processor = machine.cpu();
             processor.pending = Some((Operation::Wait { deadline }, source));
             processor.conditions = Some(conditions);
             processor.activity = Activity::Waiting;
+            processor.drains = false;
+            processor.met = None;
         });
         suspend(state);
         let order = state.with(|machine| {
+            let running = machine.running;
+            if running < 63 {
+                machine.explored.waiting &= !(1 << running);
+            }
             let processor = machine.cpu();
             processor.conditions = None;
             processor.activity = Activity::Running;
@@ -171,13 +188,35 @@ fn wait_stepped(
             None => continue,
         };
         return state.with(|machine| {
-            let processor = machine.cpu();
-            processor.operation_done();
-            processor.waits.pop();
-            let learned = if let Woken::Met(index) = woken { index as u64 } else { u64::MAX };
-            processor.history = absorb(processor.history, learned);
+            machine.end_wait(woken, deadline, source, fault != Some(Fault::Relaxed));
             woken
         });
+    }
+}
+
+impl State {
+    /// Stepped: the running CPU's wait ends. It has read what its conditions read, with acquire ordering unless a
+    /// deliberate fault says otherwise.
+    fn end_wait(&mut self, woken: Woken, deadline: Deadline, source: Source, acquires: bool) {
+        let running = self.running;
+        for at in 0..self.cpus[running].watched.len() {
+            let address = self.cpus[running].watched[at];
+            let slot = self.explored.places.slot(address);
+            let place = self.explored.places.all[slot as usize].place;
+            self.explored.footprint.add(place, Use::Read);
+            if self.explored.options.races && acquires {
+                self.acquire(running, slot);
+            }
+        }
+        if self.register_read {
+            self.touch_irr(running, Use::Read);
+        }
+        self.tell(Operation::Wait { deadline }, None, None, false, source);
+        let processor = self.cpu();
+        processor.operation_done();
+        processor.waits.pop();
+        let learned = if let Woken::Met(index) = woken { index as u64 } else { u64::MAX };
+        processor.history = absorb(processor.history, learned);
     }
 }
 

@@ -202,6 +202,20 @@ impl<K: Kernel> Mailboxes<K> {
             for word in mailbox.states.0.iter().chain(slots).chain(others) {
                 word.store(0, Relaxed);
             }
+        }
+        for word in self.leaves.iter().chain(self.claims) {
+            word.store(0, Relaxed);
+        }
+        // SAFETY: the same promise.
+        unsafe { self.forget_statistics() };
+    }
+
+    /// Makes all counters zero, and nothing else: what passes are under way too.
+    ///
+    /// # Safety
+    /// As for [`reset`](Self::reset).
+    pub unsafe fn forget_statistics(&self) {
+        for mailbox in self.cpus {
             let own = &mailbox.own.0;
             own.counters.clear();
             for counter in [
@@ -217,9 +231,21 @@ impl<K: Kernel> Mailboxes<K> {
                 counter.set(0);
             }
         }
-        for word in self.leaves.iter().chain(self.claims) {
-            word.store(0, Relaxed);
+    }
+
+    /// Statistics of a CPU that decide what it does next, or what others are told of it: part of the state of a machine
+    /// that is explored. (What it runs, the source its next pass begins with, whether somebody waits for a level.)
+    pub fn steering_statistics(&self, cpu: Cpu) -> [u64; 3] {
+        let own = &self.cpus[cpu.index()].own.0;
+        [own.running.get(), own.next_source.get(), own.starving.get()]
+    }
+
+    /// Where all of it is: address and bytes of each part that holds shared words.
+    pub fn memory(&self) -> [(*const (), usize); 3] {
+        fn part<T>(slice: &[T]) -> (*const (), usize) {
+            (slice.as_ptr().cast(), size_of_val(slice))
         }
+        [part(self.cpus), part(self.leaves), part(self.claims)]
     }
 
     /// How many CPUs there are, online or not.

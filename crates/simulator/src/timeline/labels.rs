@@ -26,7 +26,7 @@ impl Rect {
 }
 
 /// The width in pixels that `text` needs at most, in the wide sans-serif fonts that are common; others need less.
-pub(super) fn text_width(text: &str, size: i32, bold: bool) -> i32 {
+pub(crate) fn text_width(text: &str, size: i32, bold: bool) -> i32 {
     let per_mille: i32 = text
         .chars()
         .map(|character| match character {

@@ -9,13 +9,13 @@ use super::svg::Svg;
 use super::units::{count, distinct, duration};
 use super::{Input, Options, columns, marks};
 
-pub(super) const INK: &str = "#1b2430";
-pub(super) const GREY: &str = "#5b6673";
-pub(super) const RED: &str = "#c8001a";
-pub(super) const AMBER: &str = "#a35f00";
-pub(super) const PURPLE: &str = "#7a1fa2";
-pub(super) const GREEN: &str = "#17692f";
-pub(super) const BLUE: &str = "#1f5c9e";
+pub(crate) const INK: &str = "#1b2430";
+pub(crate) const GREY: &str = "#5b6673";
+pub(crate) const RED: &str = "#c8001a";
+pub(crate) const AMBER: &str = "#a35f00";
+pub(crate) const PURPLE: &str = "#7a1fa2";
+pub(crate) const GREEN: &str = "#17692f";
+pub(crate) const BLUE: &str = "#1f5c9e";
 /// Pixels left of the first column, for the time axis.
 const LEFT: i32 = 92;
 const RIGHT: i32 = 18;

@@ -4,37 +4,37 @@ use core::fmt::{Display, Write};
 
 /// A document that grows by one element after the other.
 #[derive(Default)]
-pub(super) struct Svg {
+pub(crate) struct Svg {
     out: String,
     open: Vec<&'static str>,
 }
 
 /// An attribute: its name and value. Values are escaped.
-pub(super) type Attribute<'a> = (&'static str, &'a dyn Display);
+pub(crate) type Attribute<'a> = (&'static str, &'a dyn Display);
 
 impl Svg {
     /// Opens an element that [`close`](Self::close) ends.
-    pub(super) fn open(&mut self, tag: &'static str, attributes: &[Attribute<'_>]) {
+    pub(crate) fn open(&mut self, tag: &'static str, attributes: &[Attribute<'_>]) {
         self.start(tag, attributes);
         self.out.push_str(">\n");
         self.open.push(tag);
     }
 
     /// Ends the innermost open element.
-    pub(super) fn close(&mut self) {
+    pub(crate) fn close(&mut self) {
         if let Some(tag) = self.open.pop() {
             self.push(format_args!("</{tag}>\n"));
         }
     }
 
     /// An element without content.
-    pub(super) fn leaf(&mut self, tag: &'static str, attributes: &[Attribute<'_>]) {
+    pub(crate) fn leaf(&mut self, tag: &'static str, attributes: &[Attribute<'_>]) {
         self.start(tag, attributes);
         self.out.push_str("/>\n");
     }
 
     /// An element whose only content is text.
-    pub(super) fn text(&mut self, tag: &'static str, attributes: &[Attribute<'_>], text: &str) {
+    pub(crate) fn text(&mut self, tag: &'static str, attributes: &[Attribute<'_>], text: &str) {
         self.start(tag, attributes);
         self.out.push('>');
         self.escaped(text);
@@ -42,7 +42,7 @@ impl Svg {
     }
 
     /// The document; closes what is still open.
-    pub(super) fn finish(mut self) -> String {
+    pub(crate) fn finish(mut self) -> String {
         while !self.open.is_empty() {
             self.close();
         }

@@ -1,0 +1,312 @@
+//! The execution at hand: decisions, the happens-before relation between them, and what is left to be tried beside each.
+//!
+//! Everything lies in flat arenas that are cut back to the node where the search goes on: no allocation in the steady
+//! state.
+
+use super::MAX_CPUS;
+use crate::explorer::choice::{Action, Choice};
+use crate::explorer::footprint::Footprint;
+use crate::hash::absorb;
+
+/// For each CPU: how many of its events happen before this point.
+pub(super) type Clock = [u16; MAX_CPUS];
+
+/// A set of CPUs: bit n stands for CPU n.
+pub(super) type CpuBits = u16;
+
+pub(super) const fn bit(cpu: u16) -> CpuBits {
+    1 << cpu
+}
+
+pub(super) fn join(clock: &mut Clock, other: &Clock) {
+    for (mine, theirs) in clock.iter_mut().zip(other) {
+        *mine = (*mine).max(*theirs);
+    }
+}
+
+/// A footprint with a digest that rules most conflicts out at once.
+#[derive(Clone, Copy)]
+pub(super) struct Touched {
+    pub(super) footprint: Footprint,
+    /// Bit n: some place whose number is n modulo 64. All bits, if it touches everything.
+    digest: u64,
+}
+
+impl Touched {
+    pub(super) fn new(footprint: Footprint) -> Self {
+        let places = footprint.uses().iter().fold(0, |bits, &(place, _)| bits | 1 << (place.0 % 64));
+        Self { footprint, digest: if footprint.is_everything() { !0 } else { places } }
+    }
+
+    pub(super) fn is_nothing(&self) -> bool {
+        self.digest == 0
+    }
+
+    #[inline]
+    pub(super) fn conflicts(&self, other: &Self) -> bool {
+        (self.digest & other.digest != 0 || self.digest == !0 || other.digest == !0)
+            && self.footprint.conflicts(&other.footprint)
+    }
+}
+
+/// A decision that was executed.
+pub(super) struct Event {
+    pub(super) choice: Choice,
+    /// The how manyth of its CPU, from 1.
+    pub(super) index: u16,
+    pub(super) touched: Touched,
+    /// What decided that its CPU was not offered more than it was.
+    pub(super) withheld: Touched,
+    /// What happens before it, itself included.
+    pub(super) clock: Clock,
+    /// The position of the event before on its CPU, plus 1; 0 for none.
+    pub(super) previous: u32,
+    /// The hash of all events up to this one, in whatever order: equal for equivalent executions.
+    pub(super) class: u128,
+}
+
+impl Event {
+    /// Whether it happens before everything that has this clock.
+    #[inline]
+    pub(super) fn is_before(&self, clock: &Clock) -> bool {
+        clock[self.choice.cpu as usize] >= self.index
+    }
+}
+
+/// A choice that need not be tried: what begins with it was explored elsewhere.
+#[derive(Clone, Copy)]
+pub(super) struct Sleeper {
+    pub(super) choice: Choice,
+    pub(super) touched: Touched,
+}
+
+impl Sleeper {
+    /// Whether it stays asleep when this choice is made.
+    pub(super) fn sleeps_through(&self, choice: Choice, touched: &Touched) -> bool {
+        self.choice.cpu != choice.cpu && !self.touched.conflicts(touched)
+    }
+}
+
+/// What can be chosen before the event with the same position.
+#[derive(Clone, Copy)]
+struct Node {
+    /// Where its offers begin in the arena; they end where those of the next node begin.
+    offers: u32,
+    /// The same for what sleeps. Choices that were explored here are added while the node is the last one.
+    sleepers: u32,
+    /// How many of these slept when the search came here.
+    inherited: u32,
+    /// The CPUs to be scheduled here.
+    scheduled: CpuBits,
+}
+
+/// The execution at hand. Node n lies before event n; there is one node more than events whenever
+/// anything is chosen or given up.
+#[derive(Default)]
+pub(super) struct Path {
+    pub(super) events: Vec<Event>,
+    nodes: Vec<Node>,
+    offers: Vec<Choice>,
+    sleepers: Vec<Sleeper>,
+    /// The position of the last event of each CPU, plus 1.
+    last: [u32; MAX_CPUS],
+}
+
+impl Path {
+    pub(super) fn clear(&mut self) {
+        self.events.clear();
+        self.nodes.clear();
+        self.offers.clear();
+        self.sleepers.clear();
+        self.last = [0; MAX_CPUS];
+    }
+
+    pub(super) fn bytes(&self) -> usize {
+        self.events.capacity() * size_of::<Event>()
+            + self.nodes.capacity() * size_of::<Node>()
+            + self.offers.capacity() * size_of::<Choice>()
+            + self.sleepers.capacity() * size_of::<Sleeper>()
+    }
+
+    /// The last event of a CPU.
+    pub(super) fn last_of(&self, cpu: u16) -> Option<&Event> {
+        (self.last[cpu as usize] as usize).checked_sub(1).map(|position| &self.events[position])
+    }
+
+    /// What happens before the next event of a CPU, as far as its own events tell.
+    pub(super) fn clock_of(&self, cpu: u16) -> Clock {
+        self.last_of(cpu).map_or([0; MAX_CPUS], |event| event.clock)
+    }
+
+    pub(super) fn offers(&self, node: usize) -> &[Choice] {
+        let end = self.nodes.get(node + 1).map_or(self.offers.len(), |next| next.offers as usize);
+        &self.offers[self.nodes[node].offers as usize..end]
+    }
+
+    pub(super) fn sleepers(&self, node: usize) -> &[Sleeper] {
+        let end = self.nodes.get(node + 1).map_or(self.sleepers.len(), |next| next.sleepers as usize);
+        &self.sleepers[self.nodes[node].sleepers as usize..end]
+    }
+
+    /// What sleeps at the last node and is not offered there: the system breaks its contract.
+    pub(super) fn lost_sleeper(&self) -> Option<&Sleeper> {
+        let node = self.nodes.len().checked_sub(1)?;
+        self.sleepers(node).iter().find(|sleeper| !self.offers(node).contains(&sleeper.choice))
+    }
+
+    pub(super) fn is_asleep(&self, node: usize, choice: Choice) -> bool {
+        self.sleepers(node).iter().any(|sleeper| sleeper.choice == choice)
+    }
+
+    /// Whether a CPU is offered something here that is not asleep.
+    pub(super) fn is_awake(&self, node: usize, cpu: u16) -> bool {
+        self.offers(node).iter().any(|&offer| offer.cpu == cpu && !self.is_asleep(node, offer))
+    }
+
+    pub(super) fn scheduled(&self, node: usize) -> CpuBits {
+        self.nodes[node].scheduled
+    }
+
+    pub(super) fn schedule(&mut self, node: usize, cpus: CpuBits) {
+        self.nodes[node].scheduled |= cpus;
+    }
+
+    /// The CPUs that are offered something.
+    pub(super) fn offered_cpus(&self, node: usize) -> CpuBits {
+        self.offers(node).iter().fold(0, |cpus, offer| cpus | bit(offer.cpu))
+    }
+
+    /// Adds the node after the last event, with what is offered there. What slept before the last event sleeps on, if
+    /// anything does, as far as that event lets it.
+    pub(super) fn add_node(&mut self, offers: &[Choice], sleep_on: bool) {
+        let first = self.sleepers.len();
+        if sleep_on && let (Some(event), Some(parent)) = (self.events.last(), self.nodes.last()) {
+            for index in parent.sleepers as usize..first {
+                let sleeper = self.sleepers[index];
+                if sleeper.sleeps_through(event.choice, &event.touched) {
+                    self.sleepers.push(sleeper);
+                }
+            }
+        }
+        self.nodes.push(Node {
+            offers: self.offers.len() as u32,
+            sleepers: first as u32,
+            inherited: (self.sleepers.len() - first) as u32,
+            scheduled: 0,
+        });
+        self.offers.extend_from_slice(offers);
+    }
+
+    /// Lets these sleep at the last node, which is the root of a unit.
+    pub(super) fn inherit(&mut self, sleepers: &[Sleeper]) {
+        self.sleepers.extend_from_slice(sleepers);
+        if let Some(node) = self.nodes.last_mut() {
+            node.inherited += sleepers.len() as u32;
+        }
+    }
+
+    /// What of this CPU slept at the last node when the search came here.
+    pub(super) fn inherited_of(&self, cpu: u16) -> impl Iterator<Item = &Sleeper> {
+        let (first, count) =
+            self.nodes.last().map_or((0, 0), |node| (node.sleepers as usize, node.inherited as usize));
+        self.sleepers[first..first + count].iter().filter(move |sleeper| sleeper.choice.cpu == cpu)
+    }
+
+    /// Adds an event of which all is known but its class.
+    pub(super) fn add_event(&mut self, mut event: Event, with_class: bool) {
+        if with_class {
+            event.class = self.events.last().map_or(0, |last| last.class).wrapping_add(label(&event));
+        }
+        let last = &mut self.last[event.choice.cpu as usize];
+        event.previous = *last;
+        *last = self.events.len() as u32 + 1;
+        self.events.push(event);
+    }
+
+    /// The first choice at the last node that is scheduled and not asleep.
+    pub(super) fn next_choice(&self) -> Option<Choice> {
+        let node = self.nodes.len().checked_sub(1)?;
+        let scheduled = self.nodes[node].scheduled;
+        let mut offers = self.offers(node).iter().copied();
+        offers.find(|&offer| scheduled & bit(offer.cpu) != 0 && !self.is_asleep(node, offer))
+    }
+
+    /// Leaves the last node, and lets the event that led to it sleep at the one before. Not beyond the node `floor`:
+    /// then the answer is no.
+    pub(super) fn retreat(&mut self, floor: usize) -> bool {
+        if let Some(node) = self.nodes.pop() {
+            self.offers.truncate(node.offers as usize);
+            self.sleepers.truncate(node.sleepers as usize);
+        }
+        if self.events.len() <= floor {
+            return false;
+        }
+        let Some(event) = self.events.pop() else { return false };
+        self.last[event.choice.cpu as usize] = event.previous;
+        self.sleepers.push(Sleeper { choice: event.choice, touched: event.touched });
+        true
+    }
+
+    /// How much of the tree lies behind, as far as the branches that are known now tell: from 0 to 1, from the node `floor` on.
+    pub(super) fn done(&self, floor: usize) -> f64 {
+        let mut done = 0.0;
+        let mut width = 1.0;
+        for node in floor..self.events.len().min(self.nodes.len()) {
+            let scheduled = self.nodes[node].scheduled;
+            let known = self.offers(node).iter().filter(|offer| scheduled & bit(offer.cpu) != 0);
+            let (mut all, mut explored) = (0_u32, 0_u32);
+            for &offer in known {
+                all += 1;
+                explored += u32::from(self.is_asleep(node, offer));
+            }
+            width /= f64::from(all.max(1));
+            done += width * f64::from(explored);
+        }
+        done.min(1.0)
+    }
+}
+
+/// The hash of an event with what happens before it.
+fn label(event: &Event) -> u128 {
+    let action = match event.choice.action {
+        Action::Step => 0_u64,
+        Action::Interrupt => 1,
+        Action::Nmi => 2,
+        Action::Expire => 3,
+        Action::TimePasses => 4,
+        Action::Flush => 5,
+        Action::Tick => 6,
+        Action::Wedge => 7,
+        Action::Lose(targets) => 1 << 16 | u64::from(targets),
+    };
+    let mut hash = absorb(u128::from(action), u64::from(event.choice.cpu));
+    for part in event.clock.chunks_exact(4) {
+        let packed = part.iter().fold(0, |packed, &count| packed << 16 | u64::from(count));
+        hash = absorb(hash, packed);
+    }
+    hash
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::explorer::footprint::{Place, Use};
+
+    #[test]
+    fn the_digest_rules_out_no_conflict() {
+        let one = |place, how| {
+            let mut footprint = Footprint::NOTHING;
+            footprint.add(Place(place), how);
+            footprint
+        };
+        let mut footprints = vec![Footprint::NOTHING, Footprint::EVERYTHING];
+        for place in [0, 1, 63, 64, 65] {
+            footprints.extend([Use::Read, Use::Write, Use::Raise].map(|how| one(place, how)));
+        }
+        for a in &footprints {
+            for b in &footprints {
+                assert_eq!(Touched::new(*a).conflicts(&Touched::new(*b)), a.conflicts(b), "{a:?} {b:?}");
+            }
+        }
+    }
+}

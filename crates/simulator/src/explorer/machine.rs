@@ -1,0 +1,443 @@
+//! The simulated machine as a system that engines explore: every decision there is, and what it touches.
+
+use smpcall_machine::Cpu;
+
+use super::choice::{Action, Choice};
+use super::footprint::{Footprint, Use};
+use super::scenario::{Aftermath, Bounds, MemoryModel, Protocol};
+use super::system::{System, Violation};
+use crate::explored::{Learned, Options, place};
+use crate::hash::absorb;
+use crate::mutant::Mutant;
+use crate::places::{budget_place, irr_place, nmi_place};
+use crate::processor::Order;
+use crate::stepped::{Offer, Stepper};
+use crate::{Config, ConfigError};
+
+/// Time may pass this often in one execution before the machine is said to hang.
+const PATIENCE: u32 = 40;
+
+/// The name of the law that is no law: what was taken for private is not, and the exploration has to begin again.
+pub(crate) const BEGIN_AGAIN: &str = "begin again";
+
+/// How a machine is explored.
+#[derive(Clone, Debug)]
+#[allow(clippy::struct_excessive_bools, reason = "independent choices")]
+pub struct Setup {
+    /// What may go wrong.
+    pub bounds: Bounds,
+    /// How stores reach memory.
+    pub memory: MemoryModel,
+    /// Whether data races are looked for.
+    pub races: bool,
+    /// Whether states are told apart. Needed by engines that store states.
+    pub hashes: bool,
+    /// Whether what nobody else can notice is done at once.
+    pub reduce: bool,
+    /// Whether [hints](crate::Config::believe_hints) are believed.
+    pub believe_hints: bool,
+    /// A deliberate fault.
+    pub mutant: Option<Mutant>,
+}
+
+impl Setup {
+    /// Everything is looked for, within these bounds.
+    pub fn new(bounds: Bounds) -> Self {
+        Self {
+            bounds,
+            memory: MemoryModel::Sc,
+            races: true,
+            hashes: true,
+            reduce: true,
+            believe_hints: true,
+            mutant: None,
+        }
+    }
+}
+
+/// A protocol on a stepped machine.
+pub struct ExploredMachine {
+    pub(super) stepper: Stepper<'static>,
+    pub(super) aftermath: Aftermath,
+    cpus: u16,
+    prompt: bool,
+    bounds: Bounds,
+    left: Bounds,
+    /// What each CPU can do, as it was when it was looked at last.
+    offers: Vec<Offer>,
+    /// Everybody has to be looked at again.
+    all_stale: bool,
+    /// How often only time has passed.
+    idle: u32,
+    /// One bit for each CPU that makes no step any more.
+    wedged: u64,
+    started: bool,
+}
+
+impl ExploredMachine {
+    /// The machine of a protocol.
+    ///
+    /// # Errors
+    /// If there cannot be such a machine.
+    pub fn new(protocol: &Protocol, setup: &Setup) -> Result<Self, ConfigError> {
+        Self::with_learned(protocol, setup, Learned::default())
+    }
+
+    /// As [`new`](Self::new), sharing with others who touches what.
+    pub(crate) fn with_learned(
+        protocol: &Protocol,
+        setup: &Setup,
+        learned: Learned,
+    ) -> Result<Self, ConfigError> {
+        let mut config = Config::new(protocol.cpus, protocol.routing, 0);
+        config.believe_hints = setup.believe_hints;
+        let (stepper, aftermath) = protocol.scenario().into_machine(&config, protocol.kernel)?;
+        stepper.with(|machine| {
+            machine.explored.options = Options {
+                hash: setup.hashes,
+                races: setup.races,
+                buffers: setup.memory == MemoryModel::Tso,
+                local: setup.reduce && learned.tells_cpus_apart(),
+            };
+            machine.explored.learned = learned;
+            machine.explored.mutant.clone_from(&setup.mutant);
+        });
+        Ok(Self {
+            stepper,
+            aftermath,
+            cpus: protocol.cpus as u16,
+            prompt: protocol.prompt,
+            bounds: setup.bounds,
+            left: setup.bounds,
+            offers: vec![Offer::default(); protocol.cpus],
+            all_stale: true,
+            idle: 0,
+            wedged: 0,
+            started: false,
+        })
+    }
+
+    pub(super) fn each_cpu(&self) -> impl Iterator<Item = Cpu> + use<> {
+        (0..u32::from(self.cpus)).map(Cpu::new)
+    }
+
+    pub(super) fn is_wedged(&self, cpu: u16) -> bool {
+        self.wedged & 1 << (cpu % 64) != 0
+    }
+
+    /// Whether what the CPU is about to do can lose a message.
+    fn sends(&self, cpu: u16) -> bool {
+        self.offers[cpu as usize].has(Offer::SENDS)
+    }
+
+    /// Looks again at what the CPUs can do, where that may have changed.
+    fn look(&mut self) {
+        self.stepper.survey(&mut self.offers, core::mem::take(&mut self.all_stale));
+    }
+
+    fn choices_of(&mut self, cpu: u16, offer: Offer, choices: &mut Vec<Choice>) {
+        for (what, action) in [
+            (Offer::NMI, Action::Nmi),
+            (Offer::INTERRUPT, Action::Interrupt),
+            (Offer::FLUSH, Action::Flush),
+            (Offer::STEP, Action::Step),
+        ] {
+            if offer.has(what) {
+                choices.push(Choice::new(cpu, action));
+            }
+        }
+        if offer.has(Offer::STEP) && offer.has(Offer::SENDS) && self.left.drops > 0 {
+            self.losses(cpu, choices);
+        }
+    }
+
+    /// The losses that the CPU's step can suffer.
+    fn losses(&mut self, cpu: u16, choices: &mut Vec<Choice>) {
+        let targets = self.stepper.targets(Cpu::new(cpu.into())).len().min(16);
+        for losing in 1..1_u32 << targets {
+            if losing.count_ones() <= self.left.drops {
+                choices.push(Choice::new(cpu, Action::Lose(losing as u16)));
+            }
+        }
+    }
+
+    /// What time, ticks and wedges can do; the others' choices are there already.
+    fn choices_of_time(&mut self, choices: &mut Vec<Choice>) {
+        let stuck = choices.is_empty();
+        if !stuck && self.left.expiries == 0 && self.left.ticks == 0 && self.left.wedges == 0 {
+            return;
+        }
+        let unfinished = !stuck || self.each_cpu().any(|cpu| !self.is_done(cpu));
+        let earliest = self.each_cpu().filter_map(|cpu| self.deadline(cpu)).min();
+        for cpu in self.each_cpu() {
+            let number = cpu.number() as u16;
+            if self.is_wedged(number) {
+                continue;
+            }
+            if let Some(deadline) = self.deadline(cpu) {
+                if stuck && Some(deadline) == earliest {
+                    choices.push(Choice::new(number, Action::TimePasses));
+                } else if self.left.expiries > 0 && !self.offers[cpu.index()].has(Offer::STEP) {
+                    choices.push(Choice::new(number, Action::Expire));
+                }
+            }
+            if unfinished && self.left.ticks > 0 {
+                choices.push(Choice::new(number, Action::Tick));
+            }
+            if unfinished && !stuck && self.left.wedges > 0 && !self.offers[cpu.index()].has(Offer::ENDED) {
+                choices.push(Choice::new(number, Action::Wedge));
+            }
+        }
+    }
+
+    fn deadline(&self, cpu: Cpu) -> Option<smpcall_machine::Instant> {
+        if !self.offers[cpu.index()].has(Offer::DEADLINE) || self.is_wedged(cpu.number() as u16) {
+            return None;
+        }
+        self.stepper.deadline(cpu)
+    }
+
+    /// Whether nothing is expected of the CPU any more.
+    pub(super) fn is_done(&self, cpu: Cpu) -> bool {
+        self.is_wedged(cpu.number() as u16) || self.offers[cpu.index()].has(Offer::ENDED)
+    }
+
+    /// Who has not ended, and where it stands.
+    fn waiters(&self) -> String {
+        let waiting = self.each_cpu().filter(|&cpu| !self.is_done(cpu)).map(|cpu| {
+            let pending = self.stepper.pending(cpu);
+            let interrupts = self.stepper.with(|machine| machine.cpus[cpu.index()].interrupts_enabled);
+            let interrupts = if interrupts { "on" } else { "off" };
+            format!("{cpu} waits at {}, interrupts {interrupts}", place(pending.source))
+        });
+        waiting.collect::<Vec<_>>().join("; ")
+    }
+
+    fn act(&mut self, choice: Choice) {
+        let index = choice.cpu as usize;
+        let cpu = Cpu::new(choice.cpu.into());
+        match choice.action {
+            Action::Step => self.stepper.go_on(index, Some(Order::Step)),
+            Action::Lose(losing) => {
+                let targets = self.stepper.targets(cpu);
+                let lost = (0..16).filter(|bit| losing & 1 << bit != 0);
+                let lost = lost.filter_map(|bit| targets.get(bit).map(|cpu| cpu.index())).collect();
+                self.stepper.with(|machine| machine.interconnect.losing = lost);
+                self.stepper.go_on(index, Some(Order::Step));
+                self.stepper.with(|machine| machine.interconnect.losing.clear());
+            }
+            Action::Interrupt => self.stepper.go_on(index, Some(Order::Interrupt)),
+            Action::Nmi => self.stepper.go_on(index, Some(Order::Nmi)),
+            Action::Expire | Action::TimePasses => self.stepper.go_on(index, Some(Order::Expire)),
+            Action::Flush => self.stepper.with(|machine| {
+                machine.explored.footprint.clear();
+                machine.cpus[index].hashed = None;
+                machine.cpus[index].stale = true;
+                machine.flush(index);
+            }),
+            Action::Tick => self.stepper.with(|machine| {
+                machine.explored.footprint.clear();
+                machine.running = index;
+                machine.request(index, crate::TIMER_VECTOR);
+            }),
+            Action::Wedge => {
+                self.stepper.with(|machine| machine.explored.footprint.clear());
+                self.wedged |= 1 << (choice.cpu % 64);
+            }
+        }
+    }
+
+    /// Why the execution cannot go on.
+    #[cold]
+    fn trouble(&mut self) -> Violation {
+        if let Some((cpu, payload)) = self.stepper.take_panic() {
+            let text = payload.downcast_ref::<String>().map(String::as_str);
+            let text = text.or_else(|| payload.downcast_ref::<&str>().copied()).unwrap_or("no message");
+            return Violation::new("panic", format!("CPU {cpu} panics: {text}"));
+        }
+        let (violation, contradicted) = self.stepper.with(|machine| {
+            let explored = &mut machine.explored;
+            (explored.violation.take(), core::mem::take(&mut explored.contradicted))
+        });
+        match violation {
+            Some(violation) if !contradicted => violation,
+            _ => Violation::new(BEGIN_AGAIN, "a word that was taken for private is not"),
+        }
+    }
+
+    /// What the choice takes from the budgets, and that others can notice that.
+    fn spend(&mut self, choice: Choice, footprint: &mut Footprint) {
+        let (drops, expiries, ticks, wedges) = (0, 1, 2, 3);
+        match choice.action {
+            Action::Lose(losing) => {
+                self.left.drops -= losing.count_ones();
+                footprint.add(budget_place(drops), Use::Write);
+            }
+            Action::Expire => {
+                self.left.expiries -= 1;
+                footprint.add(budget_place(expiries), Use::Write);
+            }
+            Action::Tick => {
+                self.left.ticks -= 1;
+                footprint.add(budget_place(ticks), Use::Write);
+            }
+            Action::Wedge => {
+                self.left.wedges -= 1;
+                footprint.add(budget_place(wedges), Use::Write);
+            }
+            Action::TimePasses => {
+                self.idle += 1;
+                *footprint = Footprint::EVERYTHING;
+            }
+            _ => {}
+        }
+        // Who comes to a wait that could expire, or has sent what could be lost, has looked at what is left.
+        if self.bounds.expiries > 0 {
+            self.look();
+            if self.deadline(Cpu::new(choice.cpu.into())).is_some() {
+                footprint.add(budget_place(expiries), Use::Read);
+            }
+        }
+    }
+}
+
+impl System for ExploredMachine {
+    fn cpus(&self) -> u16 {
+        self.cpus
+    }
+
+    fn restart(&mut self) {
+        self.left = self.bounds;
+        self.all_stale = true;
+        self.idle = 0;
+        self.wedged = 0;
+        if self.started {
+            // SAFETY: the programs own nothing across their operations that relies on being dropped, says `Scenario`, and
+            // the mailboxes, which could refer to their stacks, are put back.
+            unsafe { self.stepper.restart() };
+        } else {
+            self.started = true;
+            self.stepper.start();
+        }
+    }
+
+    fn choices(&mut self, choices: &mut Vec<Choice>) -> Result<(), Violation> {
+        choices.clear();
+        self.look();
+        for cpu in 0..self.cpus {
+            let offer = self.offers[cpu as usize];
+            if self.wedged != 0 && self.is_wedged(cpu) {
+                continue;
+            }
+            if offer.is_simple() {
+                if offer.has(Offer::STEP) {
+                    choices.push(Choice::step(cpu));
+                }
+            } else {
+                self.choices_of(cpu, offer, choices);
+            }
+        }
+        let anybody = !choices.is_empty();
+        self.choices_of_time(choices);
+        if anybody {
+            return Ok(());
+        }
+        let untouched = self.left == self.bounds;
+        let time_passes = choices.iter().any(|choice| choice.action == Action::TimePasses);
+        if self.prompt && untouched && time_passes {
+            let what =
+                format!("nothing was lost, and yet nobody can move until time passes. {}", self.waiters());
+            return Err(Violation::new("L2", what));
+        }
+        if self.idle > PATIENCE {
+            return Err(Violation::new("hang", format!("only time passes. {}", self.waiters())));
+        }
+        Ok(())
+    }
+
+    fn perform(&mut self, choice: Choice) -> Result<Footprint, Violation> {
+        // Who replays does not ask for the choices first.
+        let losable = self.bounds.drops > 0 && choice.action == Action::Step && {
+            self.look();
+            self.sends(choice.cpu)
+        };
+        self.act(choice);
+        let mut footprint = Footprint::NOTHING;
+        let trouble = self.stepper.with(|machine| {
+            let explored = &machine.explored;
+            footprint.copy_from(&explored.footprint);
+            explored.violation.is_some() || explored.contradicted || machine.stop.is_some()
+        });
+        if trouble {
+            return Err(self.trouble());
+        }
+        if losable {
+            footprint.add(budget_place(0), Use::Read);
+        }
+        self.spend(choice, &mut footprint);
+        Ok(footprint)
+    }
+
+    fn withheld(&mut self, cpu: u16) -> Footprint {
+        let mut withheld = Footprint::NOTHING;
+        if self.is_wedged(cpu) {
+            return withheld;
+        }
+        let index = cpu as usize;
+        let enabled = self.offers[index].has(Offer::STEP);
+        let waits = self.deadline(Cpu::new(cpu.into())).is_some();
+        let sends = self.sends(cpu);
+        self.stepper.with(|machine| {
+            let places = &mut machine.explored.places;
+            let processor = &machine.cpus[index];
+            if !enabled && processor.conditions.is_some() {
+                for &address in &processor.watched {
+                    let slot = places.slot(address);
+                    withheld.add(places.all[slot as usize].place, Use::Read);
+                }
+                if processor.met.is_none() {
+                    withheld.add(irr_place(index), Use::Read);
+                }
+            }
+            if processor.interrupts_enabled && !processor.vector_deliverable {
+                withheld.add(irr_place(index), Use::Read);
+            }
+            if processor.nmi_depth == 0 && !processor.nmi_deliverable {
+                withheld.add(nmi_place(index), Use::Read);
+            }
+        });
+        let (left, bounds) = (self.left, self.bounds);
+        // Something that is used up could have been used here.
+        for (budget, missing) in [
+            (0, sends && left.drops < bounds.drops),
+            (1, waits && left.expiries < bounds.expiries),
+            (2, left.ticks < bounds.ticks),
+            (3, left.wedges < bounds.wedges),
+        ] {
+            if missing {
+                withheld.add(budget_place(budget), Use::Write);
+            }
+        }
+        withheld
+    }
+
+    fn digest(&mut self) -> u64 {
+        self.stepper.with(|machine| machine.cpus.iter().fold(0, |sum, cpu| sum ^ cpu.history as u64))
+    }
+
+    fn state_hash(&mut self) -> u128 {
+        let Bounds { drops, expiries, ticks, wedges } = self.left;
+        let left =
+            u64::from(drops) | u64::from(expiries) << 16 | u64::from(ticks) << 32 | u64::from(wedges) << 48;
+        absorb(absorb(self.stepper.state_hash(), left), self.wedged)
+    }
+
+    fn end(&mut self) -> Result<u64, Violation> {
+        if !self.each_cpu().all(|cpu| self.is_done(cpu)) {
+            return Err(Violation::new("hang", format!("nobody can move. {}", self.waiters())));
+        }
+        self.aftermath.check()?;
+        let hash = self.stepper.with(|machine| machine.explored.hash);
+        Ok(hash as u64 ^ (hash >> 64) as u64)
+    }
+}

@@ -1,0 +1,80 @@
+//! What is learned about private words: on the way, and before.
+
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use rand_core::Rng;
+use rand_pcg::Pcg32;
+
+use crate::explorer::choice::Choice;
+use crate::explorer::footprint::Footprint;
+use crate::explorer::machine::{BEGIN_AGAIN, ExploredMachine};
+use crate::explorer::system::{System, Violation};
+
+/// A machine that says aloud when its exploration has to begin again, whatever else the engine finds and keeps.
+pub(super) struct Fresh<'a> {
+    pub(super) machine: ExploredMachine,
+    pub(super) again: &'a AtomicBool,
+}
+
+impl System for Fresh<'_> {
+    fn restart(&mut self) {
+        self.machine.restart();
+    }
+
+    fn choices(&mut self, choices: &mut Vec<Choice>) -> Result<(), Violation> {
+        self.machine.choices(choices)
+    }
+
+    fn perform(&mut self, choice: Choice) -> Result<Footprint, Violation> {
+        let result = self.machine.perform(choice);
+        if let Err(violation) = &result
+            && violation.law == BEGIN_AGAIN
+        {
+            // Relaxed: only a wish to end the round.
+            self.again.store(true, Ordering::Relaxed);
+        }
+        result
+    }
+
+    fn cpus(&self) -> u16 {
+        self.machine.cpus()
+    }
+
+    fn withheld(&mut self, cpu: u16) -> Footprint {
+        self.machine.withheld(cpu)
+    }
+
+    fn state_hash(&mut self) -> u128 {
+        self.machine.state_hash()
+    }
+
+    fn end(&mut self) -> Result<u64, Violation> {
+        self.machine.end()
+    }
+
+    fn digest(&mut self) -> u64 {
+        self.machine.digest()
+    }
+}
+
+/// The longest execution at random, in decisions: chance ends those that can end long before.
+const LONGEST: u32 = 20_000;
+
+/// Runs executions at random, always the same ones, on a machine that learns who touches which word and takes none for
+/// private.
+pub(super) fn learn(machine: &mut ExploredMachine, executions: u32) {
+    let mut random = Pcg32::new(0, 0);
+    let mut choices = Vec::new();
+    for _ in 0..executions {
+        machine.restart();
+        for _ in 0..LONGEST {
+            if machine.choices(&mut choices).is_err() || choices.is_empty() {
+                break;
+            }
+            let choice = choices[random.next_u32() as usize % choices.len()];
+            if machine.perform(choice).is_err() {
+                break;
+            }
+        }
+    }
+}
