@@ -1,12 +1,11 @@
 //! `smpcall explore`: explores protocols and prints what was found.
 
-use std::fmt::Write;
 use std::time::{Duration, Instant};
 
 use smpcall_simulator::explorer::report::Limits;
 use smpcall_simulator::explorer::run::{self, explore_and_explain};
 use smpcall_simulator::explorer::story::Layout;
-use smpcall_simulator::explorer::{Bounds, Engine, MemoryModel, Plan, Protocol, Setup};
+use smpcall_simulator::explorer::{Bounds, Engine, Plan, Protocol, Setup};
 
 use crate::Finding;
 use crate::arguments;
@@ -21,7 +20,7 @@ mod progress;
 mod replay;
 mod silence;
 
-use document::{Document, Told, memory_name};
+use document::Document;
 use progress::Watch;
 
 /// How stories are laid out.
@@ -82,43 +81,16 @@ fn plan(wanted: &arguments::Explore, protocol: &Protocol) -> Plan {
     }
 }
 
-/// The command that explores this again, up to the schedule of a replay: what a schedule depends on.
-fn command(protocol: &Protocol, setup: &Setup) -> String {
-    let mut command = format!("smpcall explore {}", protocol.name);
-    if setup.memory != MemoryModel::default() {
-        // Writing to a `String` cannot fail, here and below.
-        let _ = write!(command, " --memory {}", memory_name(setup.memory));
-    }
-    let (bounds, own) = (setup.bounds, protocol.bounds);
-    for (option, bound, own) in [
-        ("drops", bounds.drops, own.drops),
-        ("expiries", bounds.expiries, own.expiries),
-        ("ticks", bounds.ticks, own.ticks),
-        ("wedges", bounds.wedges, own.wedges),
-    ] {
-        if bound != 0 || bound != own {
-            let _ = write!(command, " --{option} {bound}");
-        }
-    }
-    command
-}
-
-fn explore(protocol: &Protocol, plan: &Plan, watch: &Watch<'_>) -> Result<(Document, Option<String>), Failure> {
-    let explored = silence::without_messages(|| {
-        explore_and_explain(protocol, plan, watch, &command(protocol, &plan.setup))
-    });
+fn explore(
+    protocol: &Protocol,
+    plan: &Plan,
+    watch: &Watch<'_>,
+) -> Result<(Document, Option<String>), Failure> {
+    let explored = silence::without_messages(|| explore_and_explain(protocol, plan, watch));
     watch.terminal.progress("");
     let (exploration, counterexample) = explored.map_err(|error| failure(&error))?;
     let picture = counterexample.as_ref().map(|counterexample| counterexample.account.picture());
-    let told = counterexample.as_ref().map(|counterexample| Told {
-        counterexample,
-        replay: replay_command(protocol, &plan.setup, &counterexample.schedule.to_string()),
-    });
-    Ok((Document::new(protocol, plan, &exploration, told), picture))
-}
-
-fn replay_command(protocol: &Protocol, setup: &Setup, schedule: &str) -> String {
-    format!("{} --replay '{schedule}'", command(protocol, setup))
+    Ok((Document::new(protocol, plan, &exploration, counterexample.as_ref()), picture))
 }
 
 fn failure(error: &run::ExploreError) -> Failure {
@@ -183,6 +155,7 @@ fn all(wanted: &arguments::Explore, terminal: &Terminal) -> Result<Finding, Fail
         ))?;
     }
     // A bug that was not found because somebody had no patience is no finding.
-    let missed = documents.iter().any(|document| !document.is_as_expected() && (document.found() || !stopped));
+    let missed =
+        documents.iter().any(|document| !document.is_as_expected() && (document.found() || !stopped));
     Ok(if missed { Finding::Something } else { Finding::Nothing })
 }

@@ -1,7 +1,9 @@
 //! Every schedule of the mailbox on three CPUs: two senders, and an owner whose handler takes the letters.
 
 use smpcall_machine::{Cpu, Deadline, Ipi, Machine, wait};
-use smpcall_simulator::explorer::{Engine, MemoryModel, Note, Plan, Protocol, Scenario, Setup, Violation, explore};
+use smpcall_simulator::explorer::{
+    Engine, MemoryModel, Note, Plan, Protocol, Scenario, Setup, Violation, explore,
+};
 use smpcall_simulator::{RING_VECTOR, SimMachine, SimMemory};
 
 use own_protocol::OneLetter;
@@ -62,7 +64,8 @@ fn every_letter_is_taken_once_on_every_schedule() {
         assert_eq!(by_states.found, None);
         assert!(by_states.is_complete() && by_states.states > 100, "{} states", by_states.states);
         // The other engine agrees.
-        let by_classes = explore(&protocol, &Plan { engine: Engine::Dpor, ..plan }, &()).expect("such a machine");
+        let by_classes =
+            explore(&protocol, &Plan { engine: Engine::Dpor, ..plan }, &()).expect("such a machine");
         assert_eq!(by_classes.found, None);
         assert_eq!(by_classes.endings, by_states.endings);
     }
@@ -72,7 +75,8 @@ fn every_letter_is_taken_once_on_every_schedule() {
 fn a_letter_that_is_read_too_late_is_a_data_race() {
     let protocol = protocol("letters-late", Mailbox::take_too_late, true);
     for plan in plans(&protocol) {
-        let found = explore(&protocol, &plan, &()).expect("such a machine").found.expect("the mistake is found");
+        let found =
+            explore(&protocol, &plan, &()).expect("such a machine").found.expect("the mistake is found");
         assert_eq!(found.violation.law, "race", "{}", found.violation);
     }
 }
@@ -81,7 +85,8 @@ fn a_letter_that_is_read_too_late_is_a_data_race() {
 fn a_sender_that_does_not_ring_makes_another_one_wait_for_ever() {
     let protocol = protocol("letters-unrung", Mailbox::take, false);
     for plan in plans(&protocol) {
-        let found = explore(&protocol, &plan, &()).expect("such a machine").found.expect("the mistake is found");
+        let found =
+            explore(&protocol, &plan, &()).expect("such a machine").found.expect("the mistake is found");
         assert_eq!(found.violation.law, "hang", "{}", found.violation);
         // The decisions that lead there, from the start.
         assert!(found.schedule.len() < 20, "{:?}", found.schedule);

@@ -11,6 +11,7 @@ mod measure;
 mod protocol;
 mod row;
 mod shuttle_rows;
+mod smpcall_rows;
 mod spin_rows;
 mod stateright_rows;
 

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::case::{Case, Target};
 use crate::measure::Cost;
-use crate::{loom_rows, shuttle_rows, spin_rows, stateright_rows};
+use crate::{loom_rows, shuttle_rows, smpcall_rows, spin_rows, stateright_rows};
 
 /// How much was explored.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
@@ -63,6 +63,11 @@ pub(crate) struct Row {
 
 /// All rows, in the order of the table.
 pub(crate) const ALL: &[Row] = &[
+    row("smpcall", "dpor", any, smpcall_rows::dpor),
+    row("smpcall", "states", any, smpcall_rows::states),
+    row("smpcall", "random", any, smpcall_rows::random),
+    row("smpcall", "random, races", any, smpcall_rows::random_races),
+    row("smpcall", "PCT", any, smpcall_rows::pct),
     row("loom", "spin", of_threads, loom_rows::spin),
     row("loom", "spin, 2 pre-emptions", of_threads, loom_rows::spin_bounded),
     row("loom", "spin, pruned", of_threads, loom_rows::pruned),

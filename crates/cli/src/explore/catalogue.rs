@@ -59,12 +59,15 @@ fn family(name: &str) -> Option<(&'static str, Option<usize>)> {
 
 /// The largest number in a family.
 fn largest(family: &str) -> usize {
-    (1..).take_while(|senders| protocols::by_name(&format!("{family}{senders}")).is_some()).last().unwrap_or(0)
+    let exists = |senders: &usize| protocols::by_name(&format!("{family}{senders}")).is_some();
+    (1..=usize::from(u16::MAX)).take_while(exists).last().unwrap_or(0)
 }
 
 fn unknown(name: &str) -> Failure {
-    let mut names: Vec<(usize, String)> =
-        protocols::all().into_iter().map(|protocol| (distance(name, &protocol.name), protocol.name)).collect();
+    let mut names: Vec<(usize, String)> = protocols::all()
+        .into_iter()
+        .map(|protocol| (distance(name, &protocol.name), protocol.name))
+        .collect();
     names.sort();
     let near: Vec<&str> = names
         .iter()

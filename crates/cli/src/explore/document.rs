@@ -35,6 +35,7 @@ pub(super) struct Broken {
 
 /// What is printed.
 #[derive(Serialize)]
+#[allow(clippy::struct_excessive_bools, reason = "independent facts")]
 pub(super) struct Document {
     protocol: String,
     engine: &'static str,
@@ -66,19 +67,17 @@ pub(super) struct Document {
     story: Option<String>,
 }
 
-/// A violation and what is told about it.
-pub(super) struct Told<'a> {
-    pub(super) counterexample: &'a Counterexample,
-    /// The command that replays it.
-    pub(super) replay: String,
-}
-
 impl Document {
-    pub(super) fn new(protocol: &Protocol, plan: &Plan, exploration: &Exploration, told: Option<Told<'_>>) -> Self {
+    pub(super) fn new(
+        protocol: &Protocol,
+        plan: &Plan,
+        exploration: &Exploration,
+        told: Option<&Counterexample>,
+    ) -> Self {
         let setup = &plan.setup;
-        let story = told.as_ref().map(|told| told.counterexample.account.text(&super::LAYOUT));
-        let broken = |told: Told<'_>| {
-            let Counterexample { violation, schedule, after, shortest, account, .. } = told.counterexample;
+        let story = told.map(|told| told.account.text(&super::LAYOUT));
+        let broken = |told: &Counterexample| {
+            let Counterexample { violation, schedule, after, shortest, account, .. } = told;
             Broken {
                 law: violation.law.clone(),
                 schedule: schedule.to_string(),
@@ -88,7 +87,7 @@ impl Document {
                 switches: after.switches,
                 faults: after.faults,
                 shortest: *shortest,
-                replay: told.replay,
+                replay: account.replay_line().trim_start_matches("Replay: ").to_owned(),
                 account: account.operations(),
             }
         };
@@ -207,8 +206,12 @@ impl Document {
             many(self.wedges, "wedged CPU", "wedged CPUs"),
         ];
         let counts = [self.drops, self.expiries, self.ticks, self.wedges];
-        let some: Vec<&str> =
-            bounds.iter().zip(counts).filter(|(_, count)| *count > 0).map(|(words, _)| words.as_str()).collect();
+        let some: Vec<&str> = bounds
+            .iter()
+            .zip(counts)
+            .filter(|(_, count)| *count > 0)
+            .map(|(words, _)| words.as_str())
+            .collect();
         if some.is_empty() { "nothing goes wrong".into() } else { format!("at most {}", some.join(", ")) }
     }
 
@@ -301,4 +304,3 @@ fn many(count: impl Into<u64>, one: &str, several: &str) -> String {
     let count = count.into();
     format!("{count} {}", if count == 1 { one } else { several })
 }
-

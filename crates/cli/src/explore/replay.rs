@@ -7,7 +7,7 @@ use smpcall_simulator::explorer::run::{Retold, retell};
 use smpcall_simulator::explorer::schedule::{Outcome, Schedule};
 use smpcall_simulator::explorer::{Protocol, Setup};
 
-use super::{LAYOUT, command, document};
+use super::{LAYOUT, document};
 use crate::Finding;
 use crate::arguments;
 use crate::failure::Failure;
@@ -36,9 +36,10 @@ pub(super) fn run(
     schedule: &Schedule,
     terminal: &Terminal,
 ) -> Result<Finding, Failure> {
-    let retold = retell(protocol, setup, schedule, &command(protocol, setup)).map_err(Failure::usage)?;
-    let retold =
-        retold.map_err(|diverged| Failure::usage(format!("the schedule does not fit {}: {diverged}", protocol.name)))?;
+    let retold = retell(protocol, setup, schedule).map_err(Failure::usage)?;
+    let retold = retold.map_err(|diverged| {
+        Failure::usage(format!("the schedule does not fit {}: {diverged}", protocol.name))
+    })?;
     if let Some(path) = &wanted.timeline {
         files::write_all(vec![(path.clone(), retold.account.picture())])?;
         terminal.note(&format!("wrote {}", path.display()));

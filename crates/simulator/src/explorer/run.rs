@@ -5,10 +5,10 @@ use core::str::FromStr;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
-use super::{dpor, pct, random, states};
 use super::machine::{BEGIN_AGAIN, ExploredMachine, Setup};
 use super::report::{Exploration, Incomplete, Limits, Observer, Progress};
 use super::scenario::Protocol;
+use super::{dpor, pct, random, states};
 use crate::ConfigError;
 use crate::explored::Learned;
 
@@ -201,8 +201,7 @@ pub fn explore(
 
 /// As [`explore`]; and the violation, if one is found, as its reader wants it. None with a violation: it does not come on
 /// the machine on which [every operation is a decision](Setup::reduce). (The exploration was stopped while it had to begin
-/// again, and the schedule belongs to what it knew before; or what was done at once should not have been.) `command` is
-/// the command that explores the same, for the line that replays it.
+/// again, and the schedule belongs to what it knew before; or what was done at once should not have been.)
 ///
 /// # Errors
 /// As [`explore`].
@@ -210,12 +209,11 @@ pub fn explore_and_explain(
     protocol: &Protocol,
     plan: &Plan,
     observer: &dyn Observer,
-    command: &str,
 ) -> Result<(Exploration, Option<Counterexample>), ExploreError> {
     let learned = Learned::default();
     let exploration = rounds(protocol, plan, observer, &learned)?;
     let counterexample = match &exploration.found {
-        Some(found) => counterexample::explain(protocol, &plan.setup, &learned, found, command)?,
+        Some(found) => counterexample::explain(protocol, &plan.setup, &learned, found)?,
         None => None,
     };
     Ok((exploration, counterexample))
@@ -320,8 +318,8 @@ fn round(
 }
 
 fn sampling(plan: &Plan) -> random::Options {
-    let &Plan { limits, jobs, shard, keep_going, seed, .. } = plan;
-    random::Options { limits, jobs, shard, keep_going, seed, ..random::Options::default() }
+    let &Plan { seed, limits, shard, jobs, keep_going, .. } = plan;
+    random::Options { seed, limits, shard, jobs, keep_going, ..random::Options::default() }
 }
 
 /// Passes on what an observer is told and wants, over all rounds, and ends a round that has to begin again.

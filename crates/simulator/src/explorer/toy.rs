@@ -377,13 +377,16 @@ impl System for Toy {
             if !state.buffer.is_empty() {
                 choices.push(Choice::new(cpu, Action::Flush));
             }
-            if self.expiries > 0 && self.can_expire(index) {
-                choices.push(Choice::new(cpu, Action::Expire));
-            }
         }
-        if choices.is_empty() {
-            let expiring = (0..self.cpus.len()).filter(|&cpu| self.can_expire(cpu));
-            choices.extend(expiring.map(|cpu| Choice::new(cpu as u16, Action::TimePasses)));
+        let stuck = choices.is_empty();
+        for cpu in (0..self.cpus.len()).filter(|&cpu| self.can_expire(cpu)) {
+            // Both, if nobody can move: that somebody can must not take the other one away.
+            if stuck {
+                choices.push(Choice::new(cpu as u16, Action::TimePasses));
+            }
+            if self.expiries > 0 {
+                choices.push(Choice::new(cpu as u16, Action::Expire));
+            }
         }
         Ok(())
     }
@@ -591,7 +594,7 @@ mod tests {
         toy.machine.expiries = 1;
         for _ in 0..2 {
             toy.restart();
-            assert_eq!(offered(&mut toy), ["0x", "1", "1!1"]);
+            assert_eq!(offered(&mut toy), ["1", "1!1", "0x"]);
             perform(&mut toy, "0x 1!1");
             assert_eq!(offered(&mut toy), ["1"]);
             perform(&mut toy, "1 0i 0t");

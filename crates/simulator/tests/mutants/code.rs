@@ -3,7 +3,7 @@
 macro_rules! files {
     ($($path:literal),* $(,)?) => {
         /// Each file's name, as its path ends, and its text.
-        pub const FILES: &[(&str, &str)] = &[$(($path, include_str!(concat!("../../../", $path)))),*];
+        pub(crate) const FILES: &[(&str, &str)] = &[$(($path, include_str!(concat!("../../../", $path)))),*];
     };
 }
 
@@ -26,7 +26,7 @@ files![
 ];
 
 /// The path and the text of the file whose path ends like this.
-pub fn file(name: &str) -> (&'static str, &'static str) {
+pub(crate) fn file(name: &str) -> (&'static str, &'static str) {
     let found = FILES.iter().find(|(path, _)| path.ends_with(name));
     *found.unwrap_or_else(|| panic!("no file of the code ends like {name}"))
 }

@@ -11,7 +11,7 @@ use smpcall_simulator::mutant::Mutant;
 
 /// What became of a mutant.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Fate {
+pub(crate) enum Fate {
     /// It breaks a law.
     Killed {
         /// In which protocol, on which memory.
@@ -20,8 +20,11 @@ pub enum Fate {
         law: String,
         /// In words.
         what: String,
-        /// Operations of the shortest counterexample found.
+        /// Decisions of the shortest counterexample found: operations, interrupts taken, stores that reach memory, time that
+        /// passes; without operations that nobody else can notice, which are no decisions.
         operations: u32,
+        /// With those.
+        all_operations: u32,
         /// Faults of the machine in it: lost messages, forced deadlines.
         faults: u32,
         /// Whether there is none shorter.
@@ -41,7 +44,7 @@ pub enum Fate {
 }
 
 /// One exploration.
-pub fn attempt(
+pub(crate) fn attempt(
     protocol: &Protocol,
     memory: MemoryModel,
     mutant: &Mutant,
@@ -57,24 +60,26 @@ pub fn attempt(
     let complete = exploration.is_complete();
     let by = format!("{} {memory:?}", protocol.name);
     let killed = exploration.found.map(|found| {
-        let (operations, faults, shortest, schedule) = match counterexample {
+        let (operations, all_operations, faults, shortest, schedule) = match counterexample {
             Some(short) => {
-                (short.after.operations, short.after.faults, short.shortest, short.schedule.to_string())
+                let all = short.schedule.choices.len() as u32;
+                let schedule = short.schedule.to_string();
+                (short.after.operations, all, short.after.faults, short.shortest, schedule)
             }
-            None => (found.schedule.len() as u32, 0, false, String::new()),
+            None => (found.schedule.len() as u32, found.schedule.len() as u32, 0, false, String::new()),
         };
         let smpcall_simulator::explorer::Violation { law, what, .. } = found.violation;
-        Fate::Killed { by, law, what, operations, faults, shortest, schedule }
+        Fate::Killed { by, law, what, operations, all_operations, faults, shortest, schedule }
     });
     (killed, complete)
 }
 
 impl Fate {
     /// As one line that [`read`](Self::read) reads.
-    pub fn line(&self) -> String {
+    pub(crate) fn line(&self) -> String {
         match self {
-            Self::Killed { by, law, what, operations, faults, shortest, schedule } => format!(
-                "FATE\tkilled\t{by}\t{law}\t{}\t{operations}\t{faults}\t{shortest}\t{schedule}",
+            Self::Killed { by, law, what, operations, all_operations, faults, shortest, schedule } => format!(
+                "FATE\tkilled\t{by}\t{law}\t{}\t{operations}\t{all_operations}\t{faults}\t{shortest}\t{schedule}",
                 what.replace(['\t', '\n'], " ")
             ),
             Self::Survived { reached, incomplete } => {
@@ -95,9 +100,10 @@ impl Fate {
                 law: own(3)?,
                 what: own(4)?,
                 operations: own(5)?.parse().ok()?,
-                faults: own(6)?.parse().ok()?,
-                shortest: own(7)?.parse().ok()?,
-                schedule: own(8)?,
+                all_operations: own(6)?.parse().ok()?,
+                faults: own(7)?.parse().ok()?,
+                shortest: own(8)?.parse().ok()?,
+                schedule: own(9)?,
             },
             "survived" => Self::Survived {
                 reached: own(2)?.parse().ok()?,
@@ -109,11 +115,11 @@ impl Fate {
 }
 
 /// What says which mutant a process is for.
-pub const VARIABLE: &str = "SMPCALL_MUTANT";
+pub(crate) const VARIABLE: &str = "SMPCALL_MUTANT";
 
 /// Explores a mutant in another process of this test program, which runs the test `test` with the mutant's name in
 /// [`VARIABLE`]: a mutant may well crash.
-pub fn in_own_process(test: &str, name: &str, patience: Duration) -> Fate {
+pub(crate) fn in_own_process(test: &str, name: &str, patience: Duration) -> Fate {
     let program = std::env::current_exe().expect("a test program has a path");
     let mut child = Command::new(program)
         .args([test, "--exact", "--ignored", "--nocapture", "--test-threads=1"])
@@ -145,7 +151,7 @@ pub fn in_own_process(test: &str, name: &str, patience: Duration) -> Fate {
 }
 
 /// Runs `work` for each item, on two threads; the results are in the order of the items.
-pub fn on_two_threads<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
+pub(crate) fn on_two_threads<T: Sync, R: Send>(items: &[T], work: impl Fn(&T) -> R + Sync) -> Vec<R> {
     let next = std::sync::atomic::AtomicUsize::new(0);
     let results = std::sync::Mutex::new(Vec::new());
     std::thread::scope(|scope| {

@@ -151,7 +151,12 @@ impl Path {
     /// What sleeps at the last node and is not offered there: the system breaks its contract.
     pub(super) fn lost_sleeper(&self) -> Option<&Sleeper> {
         let node = self.nodes.len().checked_sub(1)?;
-        self.sleepers(node).iter().find(|sleeper| !self.offers(node).contains(&sleeper.choice))
+        // Ticks and wedges end with the programs, whoever's is the last.
+        let promised = |sleeper: &&Sleeper| !matches!(sleeper.choice.action, Action::Tick | Action::Wedge);
+        self.sleepers(node)
+            .iter()
+            .filter(promised)
+            .find(|sleeper| !self.offers(node).contains(&sleeper.choice))
     }
 
     pub(super) fn is_asleep(&self, node: usize, choice: Choice) -> bool {

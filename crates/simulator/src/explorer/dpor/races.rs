@@ -92,6 +92,7 @@ impl Path {
         let index = own[choice.cpu as usize] + 1;
         clock[choice.cpu as usize] = index;
         let mut withheld = Touched::new(Footprint::NOTHING);
+        let observed_any = observed.is_some();
         if let Some(mut observed) = observed {
             // An alternative that sleeps is withheld too: what wakes it must have its turn before.
             for sleeper in self.inherited_of(choice.cpu) {
@@ -100,6 +101,10 @@ impl Path {
             withheld = Touched::new(observed.withheld);
             let enabler = observed.owed_to.and_then(|place| self.only_enabler(place, &touched));
             self.find_races(choice, &touched, &withheld, (&own, &clock), (enabler, observed.floor));
+        }
+        if observed_any && matches!(choice.action, Action::Expire | Action::Tick | Action::Wedge) {
+            // That nobody can move offers more: time passes. Everybody's decisions lead there.
+            withheld = Touched::new(Footprint::EVERYTHING);
         }
         self.add_event(Event { choice, index, touched, withheld, clock, previous: 0, class: 0 }, with_class);
     }
@@ -127,10 +132,15 @@ impl Path {
                 continue;
             }
             if !earlier.is_before(own) {
-                // Time passes when nobody can move: never before a decision that could be made there.
+                // Time passes when nobody can move: not before a move that could be made there. (What budgets pay for, and what
+                // time does elsewhere, is no such move.)
+                let moved = !matches!(
+                    earlier.choice.action,
+                    Action::TimePasses | Action::Expire | Action::Tick | Action::Wedge
+                );
                 let conflict = enabler != Some(position)
                     && touched.conflicts(&earlier.touched)
-                    && (choice.action != Action::TimePasses || earlier.choice.action == Action::TimePasses);
+                    && !(choice.action == Action::TimePasses && moved);
                 if conflict {
                     self.reverse(
                         position,

@@ -33,20 +33,96 @@ const fn vector(number: u8) -> Vector {
 
 pub(super) fn all() -> Vec<Protocol> {
     let mut all = vec![
-        torn("icr-nmi", "an NMI handler sends while the two words of the ICR are written (flat)", Routing::Flat, true, Sends::Driver, Sends::Driver),
-        torn("icr-nmi-physical", "as icr-nmi, addressed by identifier", Routing::Physical, true, Sends::Driver, Sends::Driver),
-        torn("icr-nmi-x2apic", "as icr-nmi: the ICR is one register", Routing::X2ApicPhysical, true, Sends::Driver, Sends::Driver),
-        torn("icr-nmi-torn", "an NMI handler that does not put the ICR's high word back (see icr-nmi)", Routing::Flat, true, Sends::Driver, Sends::TwoWords),
-        torn("icr-handler", "an interrupt handler sends; the two words are written with interrupts off", Routing::Flat, false, Sends::Driver, Sends::Driver),
-        torn("icr-handler-x2apic", "an interrupt handler sends; the one register is written with interrupts on", Routing::X2ApicPhysical, false, Sends::Driver, Sends::Driver),
-        torn("icr-handler-torn", "the two words are written with interrupts on (see icr-handler)", Routing::Flat, false, Sends::TwoWords, Sends::Driver),
-        fenced("x2apic-fence", "what was stored before an x2APIC's ICR is written is seen by the handler (TSO)", Sends::Driver),
-        fenced("x2apic-no-fence", "an x2APIC's ICR is written without a fence: found under TSO (see x2apic-fence)", Sends::OneRegister),
-        ended("eoi-once", "an interrupt that is not in service is not ended; the one that it interrupts is", false, true),
-        ended("eoi-stray", "an end of interrupt too many ends the one that is interrupted (report 003; see eoi-once)", true, true),
-        ended("eoi-stray-alone", "an end of interrupt too many, with nothing else in service, ends nothing (report 003)", true, false),
+        torn(
+            "icr-nmi",
+            "an NMI handler sends while the two words of the ICR are written (flat)",
+            Routing::Flat,
+            true,
+            Sends::Driver,
+            Sends::Driver,
+        ),
+        torn(
+            "icr-nmi-physical",
+            "as icr-nmi, addressed by identifier",
+            Routing::Physical,
+            true,
+            Sends::Driver,
+            Sends::Driver,
+        ),
+        torn(
+            "icr-nmi-x2apic",
+            "as icr-nmi: the ICR is one register",
+            Routing::X2ApicPhysical,
+            true,
+            Sends::Driver,
+            Sends::Driver,
+        ),
+        torn(
+            "icr-nmi-torn",
+            "an NMI handler that does not put the ICR's high word back (see icr-nmi)",
+            Routing::Flat,
+            true,
+            Sends::Driver,
+            Sends::TwoWords,
+        ),
+        torn(
+            "icr-handler",
+            "an interrupt handler sends; the two words are written with interrupts off",
+            Routing::Flat,
+            false,
+            Sends::Driver,
+            Sends::Driver,
+        ),
+        torn(
+            "icr-handler-x2apic",
+            "an interrupt handler sends; the one register is written with interrupts on",
+            Routing::X2ApicPhysical,
+            false,
+            Sends::Driver,
+            Sends::Driver,
+        ),
+        torn(
+            "icr-handler-torn",
+            "the two words are written with interrupts on (see icr-handler)",
+            Routing::Flat,
+            false,
+            Sends::TwoWords,
+            Sends::Driver,
+        ),
+        fenced(
+            "x2apic-fence",
+            "what was stored before an x2APIC's ICR is written is seen by the handler (TSO)",
+            Sends::Driver,
+        ),
+        fenced(
+            "x2apic-no-fence",
+            "an x2APIC's ICR is written without a fence: found under TSO (see x2apic-fence)",
+            Sends::OneRegister,
+        ),
+        ended(
+            "eoi-once",
+            "an interrupt that is not in service is not ended; the one that it interrupts is",
+            false,
+            true,
+        ),
+        ended(
+            "eoi-stray",
+            "an end of interrupt too many ends the one that is interrupted (report 003; see eoi-once)",
+            true,
+            true,
+        ),
+        ended(
+            "eoi-stray-alone",
+            "an end of interrupt too many, with nothing else in service, ends nothing (report 003)",
+            true,
+            false,
+        ),
         wakes("halt", "a look with interrupts off, then sti;hlt: no wake-up is lost", true),
-        wakes("halt-late", "a look with interrupts on, then hlt: the wake-up comes in between (see halt)", false),
+        wakes(
+            "halt-late",
+            "a look with interrupts on, then hlt: the wake-up comes in between (see halt)",
+            false,
+        ),
     ];
     for protocol in &mut all {
         let broken = ["icr-nmi-torn", "icr-handler-torn", "x2apic-no-fence", "eoi-stray", "halt-late"];
@@ -72,15 +148,24 @@ impl Sends {
         let flat = Icr::logical(DeliveryMode::Fixed, vector.number(), 1 << target.number());
         let physical = Icr::physical(DeliveryMode::Fixed, vector.number(), target.number());
         match self {
-            Self::Driver => drop(send_interrupt(target, Interrupt::Fixed(vector)).expect("the target has an address")),
+            Self::Driver => send(target, Interrupt::Fixed(vector)),
             Self::TwoWords => {
                 let icr = flat.encode(Mode::XApic).expect("a flat destination fits");
                 SimAccess.write(Register::ICR_HIGH, (icr >> 32) as u32);
                 SimAccess.write(Register::ICR_LOW, icr as u32);
             }
-            Self::OneRegister => write_icr_unfenced(physical.encode(Mode::X2Apic).expect("an identifier fits")),
+            Self::OneRegister => {
+                write_icr_unfenced(physical.encode(Mode::X2Apic).expect("an identifier fits"))
+            }
         }
     }
+}
+
+/// By the driver that ships.
+#[track_caller]
+pub(super) fn send(target: Cpu, interrupt: Interrupt) {
+    let sent = send_interrupt(target, interrupt);
+    sent.expect("the target has an address, and the controller is idle");
 }
 
 /// Writes the x2APIC's ICR as the processor does, without what its driver does before.
@@ -112,7 +197,7 @@ fn torn(name: &str, about: &str, routing: Routing, by_nmi: bool, program: Sends,
         scenario.cpu(move || program.send(Cpu::new(1), MESSAGE));
         scenario.cpu(|| {});
         let cause = if by_nmi { Interrupt::Nmi } else { Interrupt::Fixed(DEVICE) };
-        scenario.cpu(move || drop(send_interrupt(Cpu::new(0), cause).expect("CPU 0 has an address")));
+        scenario.cpu(move || send(Cpu::new(0), cause));
         let arrives = |place: &'static Note, at: u32| {
             move |mut frame: InterruptFrame| {
                 let here = SimMachine::current_cpu() == Cpu::new(at);
@@ -133,7 +218,9 @@ fn torn(name: &str, about: &str, routing: Routing, by_nmi: bool, program: Sends,
         scenario.check(|| match (taken.message.get(), taken.answer.get(), taken.astray.get()) {
             (1, 1, 0) => Ok(()),
             (message, answer, astray) => {
-                let what = format!("the message was taken {message} times, the answer {answer} times, {astray} went astray");
+                let what = format!(
+                    "the message was taken {message} times, the answer {answer} times, {astray} went astray"
+                );
                 Err(Violation::new("icr", what))
             }
         });
@@ -162,7 +249,10 @@ fn fenced(name: &str, about: &str, sends: Sends) -> Protocol {
         });
         scenario.check(|| match missed.get() {
             0 => Ok(()),
-            _ => Err(Violation::new("fence", "the interrupt was taken before the store that it was sent after was visible")),
+            _ => Err(Violation::new(
+                "fence",
+                "the interrupt was taken before the store that it was sent after was visible",
+            )),
         });
         scenario
     });
@@ -184,7 +274,9 @@ fn ended(name: &str, about: &str, strays: bool, nests: bool) -> Protocol {
             program::request_interrupt(Cpu::new(1), DEVICE.number());
             program::request_interrupt(Cpu::new(1), DEVICE.number());
         });
-        scenario.cpu(move || drop(worked.load(Relaxed)));
+        scenario.cpu(move || {
+            worked.load(Relaxed);
+        });
         scenario.cpu(|| program::request_interrupt(Cpu::new(1), LEGACY.number()));
         scenario.handler(DEVICE.number(), move |mut frame| {
             if inside.get() != 0 {
@@ -211,7 +303,10 @@ fn ended(name: &str, about: &str, strays: bool, nests: bool) -> Protocol {
         });
         scenario.check(|| {
             if entered_again.get() != 0 {
-                return Err(Violation::new("eoi", "a handler was entered again while its interrupt was being handled"));
+                return Err(Violation::new(
+                    "eoi",
+                    "a handler was entered again while its interrupt was being handled",
+                ));
             }
             // Two requests may become one while the first is pending.
             match taken.get() {

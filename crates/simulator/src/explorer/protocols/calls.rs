@@ -7,8 +7,8 @@ use smpcall_machine::Deadline;
 
 use super::books::{FOR_EVER, SHORT};
 use super::protocol;
-use crate::explorer::scenario::Protocol;
 use crate::SimMachine;
+use crate::explorer::scenario::Protocol;
 use crate::kernel::Calls;
 
 pub(super) fn all() -> Vec<Protocol> {

@@ -6,13 +6,14 @@ use smpcall::{CallError, Cpu, InterruptsOff, Kernel, TargetState};
 use smpcall_local_apic::Interrupt;
 use smpcall_machine::{Deadline, wait};
 
+use super::apic::send;
 use super::books::{FOR_EVER, SHORT, Wrong};
 use super::{Actors, protocol};
 use crate::explorer::note::Note;
 use crate::explorer::scenario::{Bounds, Protocol};
 use crate::explorer::system::Violation;
 use crate::kernel::Calls;
-use crate::{RING_VECTOR, SimMachine, TIMER_VECTOR, program, send_interrupt};
+use crate::{RING_VECTOR, SimMachine, TIMER_VECTOR, program};
 
 pub(super) fn all() -> Vec<Protocol> {
     let mut all = ticks();
@@ -58,10 +59,15 @@ fn ticks() -> Vec<Protocol> {
             Bounds { ticks: 2, ..one },
         ),
         with(
-            protocol("tick-close", "a call to a CPU that goes offline, and ticks at any time (L1, L5)", 2, |cpu| {
-                cpu.calls(0, 1, FOR_EVER);
-                cpu.closes();
-            }),
+            protocol(
+                "tick-close",
+                "a call to a CPU that goes offline, and ticks at any time (L1, L5)",
+                2,
+                |cpu| {
+                    cpu.calls(0, 1, FOR_EVER);
+                    cpu.closes();
+                },
+            ),
             Bounds { ticks: 2, ..one },
         ),
         protocol("tick-post", "a post whose ring may be lost, found by the target's tick (L2)", 3, |cpu| {
@@ -69,46 +75,71 @@ fn ticks() -> Vec<Protocol> {
             cpu.idles();
             ticks_after_word(cpu, 1);
         }),
-        protocol("idle-entry", "a post whose ring may be lost, found by the target as it goes idle (L2)", 2, |cpu| {
-            cpu.posts(0, 1);
-            cpu.does(|books| {
-                books.await_word_of(0);
-                let mut guard = InterruptsOff::new();
-                while !Calls::may_halt(&mut guard) {}
-                books.in_order();
-            });
-        }),
-        with(
-            protocol("idle-halt", "a post to a CPU that is about to halt: its ring wakes it (L2)", 2, |cpu| {
+        protocol(
+            "idle-entry",
+            "a post whose ring may be lost, found by the target as it goes idle (L2)",
+            2,
+            |cpu| {
                 cpu.posts(0, 1);
-                idles_until_run(cpu);
-            }),
+                cpu.does(|books| {
+                    books.await_word_of(0);
+                    let mut guard = InterruptsOff::new();
+                    while !Calls::may_halt(&mut guard) {}
+                    books.in_order();
+                });
+            },
+        ),
+        with(
+            protocol(
+                "idle-halt",
+                "a post to a CPU that is about to halt: its ring wakes it (L2)",
+                2,
+                |cpu| {
+                    cpu.posts(0, 1);
+                    idles_until_run(cpu);
+                },
+            ),
             Bounds::default(),
         ),
-        protocol("idle-tick", "a post to a CPU that halts; if the ring is lost, the tick wakes it (L2)", 3, |cpu| {
-            cpu.posts(0, 1);
-            idles_until_run(cpu);
-            ticks_after_word(cpu, 1);
-        }),
-        protocol("backstop", "a post to a CPU that has no tick, found by the tick of another one (L2)", 3, |cpu| {
-            cpu.does(|books| {
-                books.await_word_of(0);
-                // It rings for what it has seen twice.
-                Calls::backstop();
-                Calls::backstop();
-                books.await_run();
-            });
-            cpu.posts(0, 2);
-            cpu.idles();
-        }),
-        with(
-            protocol("nmi-post", "an NMI handler posts what the program that it interrupts posts too (L1)", 3, |cpu| {
-                let (books, errand) = (cpu.books, cpu.errand);
+        protocol(
+            "idle-tick",
+            "a post to a CPU that halts; if the ring is lost, the tick wakes it (L2)",
+            3,
+            |cpu| {
+                cpu.posts(0, 1);
+                idles_until_run(cpu);
+                ticks_after_word(cpu, 1);
+            },
+        ),
+        protocol(
+            "backstop",
+            "a post to a CPU that has no tick, found by the tick of another one (L2)",
+            3,
+            |cpu| {
+                cpu.does(|books| {
+                    books.await_word_of(0);
+                    // It rings for what it has seen twice.
+                    Calls::backstop();
+                    Calls::backstop();
+                    books.await_run();
+                });
                 cpu.posts(0, 2);
-                cpu.scenario.cpu(|| drop(send_interrupt(Cpu::new(0), Interrupt::Nmi).expect("CPU 0 has an address")));
                 cpu.idles();
-                cpu.scenario.nmi_handler(move |_| books.post(1, 2, errand));
-            }),
+            },
+        ),
+        with(
+            protocol(
+                "nmi-post",
+                "an NMI handler posts what the program that it interrupts posts too (L1)",
+                3,
+                |cpu| {
+                    let (books, errand) = (cpu.books, cpu.errand);
+                    cpu.posts(0, 2);
+                    cpu.scenario.cpu(|| send(Cpu::new(0), Interrupt::Nmi));
+                    cpu.idles();
+                    cpu.scenario.nmi_handler(move |_| books.post(1, 2, errand));
+                },
+            ),
             // A lost NMI is none, and a lost ring needs a tick.
             Bounds::default(),
         ),
@@ -140,10 +171,15 @@ fn wedges() -> Vec<Protocol> {
         cpu.scenario.check(|| books.check_with_wedges());
     };
     let mut all = vec![
-        wedged(protocol("wedge", "a call that borrows nothing, and one CPU stands still: the caller is told (L3)", 2, move |cpu| {
-            calls_static(cpu, 0, 1);
-            idles(cpu, 1);
-        })),
+        wedged(protocol(
+            "wedge",
+            "a call that borrows nothing, and one CPU stands still: the caller is told (L3)",
+            2,
+            move |cpu| {
+                calls_static(cpu, 0, 1);
+                idles(cpu, 1);
+            },
+        )),
         wedged(protocol("wedge-callers", "two such callers of one CPU (L3)", 3, move |cpu| {
             calls_static(cpu, 0, 2);
             calls_static(cpu, 1, 2);
@@ -202,7 +238,8 @@ fn probe() -> Protocol {
 
 /// Calls that their caller has left behind, claimed and unfinished, hold all its call levels.
 fn busy() -> Protocol {
-    let about = "all call levels of a CPU are held by calls that it has left behind: its next caller is told (L3)";
+    let about =
+        "all call levels of a CPU are held by calls that it has left behind: its next caller is told (L3)";
     let mut protocol = protocol("busy", about, 2, |cpu| {
         cpu.does(|books| {
             for entry in 0..smpcall::LEVELS {

@@ -6,12 +6,13 @@ use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::time::Duration;
 
 use smpcall_local_apic::{Interrupt, Vector};
-use smpcall_machine::{Cpu, Deadline, InterruptsOff, Plain, Word, Woken, wait};
+use smpcall_machine::{Cpu, Deadline, InterruptsOff, Plain, Woken, Word, wait};
 
+use super::apic::send;
 use crate::explorer::note::Note;
 use crate::explorer::scenario::{Bounds, Protocol, Scenario};
 use crate::explorer::system::Violation;
-use crate::{SimMachine, SimMemory, program, send_interrupt};
+use crate::{SimMachine, SimMemory, program};
 
 /// What a caller is patient for.
 const SHORT: Duration = Duration::from_micros(10);
@@ -117,7 +118,8 @@ impl Sheet {
 
     /// Waits until this CPU is marked: false if all is over.
     fn await_mark(&self, me: usize) -> bool {
-        let woken = wait::<SimMachine>(&[self.doors[me].differs(!0, 0), self.over.equals(!0, 1)], Deadline::NEVER);
+        let woken =
+            wait::<SimMachine>(&[self.doors[me].differs(!0, 0), self.over.equals(!0, 1)], Deadline::NEVER);
         woken == Woken::Met(0)
     }
 
@@ -144,7 +146,8 @@ impl Sheet {
         }
         for (entry, (runs, told)) in self.runs.iter().zip(&self.told).enumerate() {
             if runs.get() != told.get() {
-                let what = format!("call {entry} ran {} times, and its caller was told {}", runs.get(), told.get());
+                let what =
+                    format!("call {entry} ran {} times, and its caller was told {}", runs.get(), told.get());
                 return Err(Violation::new("L1", what));
             }
         }
@@ -246,7 +249,8 @@ fn split_claim(mended: bool) -> Protocol {
 
 /// Two levels of marks: a leaf for the sources, a door above it.
 fn summary(mended: bool) -> Protocol {
-    let about = "who finds the leaf marked takes the door for marked, and a refused sender's mark makes it deaf";
+    let about =
+        "who finds the leaf marked takes the door for marked, and a refused sender's mark makes it deaf";
     sketch("summary", about, mended, 3, 0, move |scenario, sheet| {
         // Marks the leaf, and the door if need be; whether the door is open.
         let mark = move |source: u64| {
@@ -295,8 +299,7 @@ fn mark_and_ring(mended: bool) -> Protocol {
         let call = move |source: usize| {
             let off = mended.then(InterruptsOff::<SimMachine>::new);
             if sheet.doors[1].fetch_or(1 << source, AcqRel) == 0 {
-                let sent = send_interrupt(Cpu::new(1), Interrupt::Fixed(RING));
-                sent.expect("CPU 1 has an address");
+                send(Cpu::new(1), Interrupt::Fixed(RING));
             }
             drop(off);
             wait::<SimMachine>(&[sheet.done[source].equals(!0, 1)], Deadline::NEVER);
@@ -319,7 +322,8 @@ fn mark_and_ring(mended: bool) -> Protocol {
 
 /// A sender finds the door closed; the mark of another one in its group has led the closing CPU to its call.
 fn refusal(mended: bool) -> Protocol {
-    let about = "a refused sender takes the closed door for the verdict, and the closing CPU has run its call";
+    let about =
+        "a refused sender takes the closed door for the verdict, and the closing CPU has run its call";
     sketch("refusal", about, mended, 3, 0, move |scenario, sheet| {
         scenario.cpu(move || {
             sheet.state.store(QUEUED, Release);
@@ -384,8 +388,7 @@ fn late_ring(mended: bool) -> Protocol {
         scenario.cpu(move || {
             let door = sheet.doors[1].fetch_or(MARK, AcqRel);
             if door & OPEN != 0 {
-                let sent = send_interrupt(Cpu::new(1), Interrupt::Fixed(RING));
-                sent.expect("CPU 1 has an address");
+                send(Cpu::new(1), Interrupt::Fixed(RING));
             }
         });
         scenario.cpu(move || {
@@ -486,7 +489,9 @@ fn post(sheet: &Sheet, poster: usize, mended: bool) {
                     return;
                 }
             }
-            Err(_) => drop(wait::<SimMachine>(&[sheet.state.differs(!0, Node::PUSHING)], Deadline::NEVER)),
+            Err(_) => {
+                wait::<SimMachine>(&[sheet.state.differs(!0, Node::PUSHING)], Deadline::NEVER);
+            }
         }
         program::forget_but(0);
     }
@@ -521,7 +526,9 @@ fn accepted_posts_ran(sheet: &Sheet) -> Result<(), Violation> {
     let lost = (0..2).find(|&poster| sheet.told[poster].get() > sheet.runs[poster].get());
     match lost {
         None => Ok(()),
-        Some(poster) => Err(Violation::new("L1", format!("the post of CPU {poster} was accepted and never run"))),
+        Some(poster) => {
+            Err(Violation::new("L1", format!("the post of CPU {poster} was accepted and never run")))
+        }
     }
 }
 

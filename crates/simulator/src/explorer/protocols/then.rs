@@ -8,8 +8,9 @@ use core::time::Duration;
 use std::cell::Cell;
 
 use smpcall_local_apic::{Access, DeliveryMode, Icr, Interrupt, Mode, Register, Shorthand, Vector};
-use smpcall_machine::{Cpu, Deadline, InterruptsOff, Machine, Predicate, Word, Woken, wait};
+use smpcall_machine::{Cpu, Deadline, InterruptsOff, Machine, Predicate, Woken, Word, wait};
 
+use super::apic::send;
 use crate::apic::IcrFault;
 use crate::explorer::note::Note;
 use crate::explorer::scenario::{Bounds, Protocol, Scenario};
@@ -91,7 +92,9 @@ fn counted_call(mended: bool) -> Protocol {
             wanted: Word::new(0),
             runs: [const { Note::new(0) }; 3],
         });
-        for (word, name) in [(&call.call_data, "call_data"), (&call.finished, "finished"), (&call.wanted, "wanted")] {
+        for (word, name) in
+            [(&call.call_data, "call_data"), (&call.finished, "finished"), (&call.wanted, "wanted")]
+        {
             scenario.name(word.location(), name);
         }
         scenario.cpu(move || {
@@ -105,7 +108,11 @@ fn counted_call(mended: bool) -> Protocol {
             };
             ring(0b110);
             loop {
-                let deadline = if mended { Deadline::within::<SimMachine>(Duration::from_micros(250)) } else { Deadline::NEVER };
+                let deadline = if mended {
+                    Deadline::within::<SimMachine>(Duration::from_micros(250))
+                } else {
+                    Deadline::NEVER
+                };
                 let all = call.finished.equals(!0, 2);
                 if wait::<SimMachine>(&[all], deadline) == Woken::Met(0) {
                     break;
@@ -131,7 +138,13 @@ fn counted_call(mended: bool) -> Protocol {
             call.runs[me.index()].add(1);
             call.finished.fetch_add(1, AcqRel);
         });
-        scenario.check(|| holds(call.runs.iter().skip(1).all(|runs| runs.get() == 1), "L1", "the call did not run once on each"));
+        scenario.check(|| {
+            holds(
+                call.runs.iter().skip(1).all(|runs| runs.get() == 1),
+                "L1",
+                "the call did not run once on each",
+            )
+        });
     });
     protocol.bounds = Bounds { drops: 1, ..Bounds::default() };
     if mended {
@@ -148,7 +161,9 @@ fn online_mask(mended: bool) -> Protocol {
     ];
     protocol("then-online-mask", about, mended, 2, move |scenario| {
         let [lock, offline, finished, over] = scenario.share([const { Word::<SimMemory>::new(0) }; 4]);
-        for (word, name) in [(lock, "call_lock"), (offline, "offline"), (finished, "finished"), (over, "over")] {
+        for (word, name) in
+            [(lock, "call_lock"), (offline, "offline"), (finished, "finished"), (over, "over")]
+        {
             scenario.name(word.location(), name);
         }
         let locked = move |section: &dyn Fn()| {
@@ -162,8 +177,7 @@ fn online_mask(mended: bool) -> Protocol {
         scenario.cpu(move || {
             locked(&|| {
                 if offline.load(Acquire) == 0 {
-                    let sent = send_interrupt(Cpu::new(1), Interrupt::Fixed(VECTOR));
-                    sent.expect("CPU 1 has an address");
+                    send(Cpu::new(1), Interrupt::Fixed(VECTOR));
                     wait::<SimMachine>(&[finished.equals(!0, 1)], Deadline::NEVER);
                 }
             });
@@ -205,8 +219,7 @@ impl OfflineQueue {
     /// Queues a request, one bit each, and rings if the queue was empty.
     fn request(&self, request: usize) {
         if self.head.fetch_or(1 << request, AcqRel) == 0 {
-            let sent = send_interrupt(Cpu::new(2), Interrupt::Fixed(VECTOR));
-            sent.expect("CPU 2 has an address");
+            send(Cpu::new(2), Interrupt::Fixed(VECTOR));
         }
     }
 
@@ -286,8 +299,7 @@ fn stuck_icr(mended: bool) -> Protocol {
         let crashed = scenario.share(Word::<SimMemory>::new(0));
         scenario.name(crashed.location(), "crashed");
         scenario.cpu(move || {
-            let sent = send_interrupt(Cpu::new(1), Interrupt::Fixed(VECTOR));
-            sent.expect("the controller is idle");
+            send(Cpu::new(1), Interrupt::Fixed(VECTOR));
             // This command is the one that sticks.
             expect_current().with(|machine| {
                 let processor = machine.cpu();
@@ -302,10 +314,14 @@ fn stuck_icr(mended: bool) -> Protocol {
             let sent = send_interrupt(Cpu::new(1), Interrupt::Nmi);
             crashed.store(if sent.is_ok() { 1 } else { 2 }, Release);
         });
-        scenario.cpu(move || drop(crashed.load(Relaxed)));
+        scenario.cpu(move || {
+            crashed.load(Relaxed);
+        });
         scenario.handler(CALL_FUNCTION, |mut frame| frame.end_of_interrupt());
         scenario.nmi_handler(|_| stopped.add(1));
-        scenario.check(|| holds(stopped.get() == 1, "L7", "the NMI that stops the other CPU did not come to it once"));
+        scenario.check(|| {
+            holds(stopped.get() == 1, "L7", "the NMI that stops the other CPU did not come to it once")
+        });
     })
 }
 
@@ -324,8 +340,7 @@ fn nmi_shorthand(mended: bool) -> Protocol {
             if mended {
                 for (cpu, ready) in (1..).zip(ready) {
                     if ready.load(Acquire) != 0 {
-                        let sent = send_interrupt(Cpu::new(cpu), Interrupt::Nmi);
-                        sent.expect("the CPU has an address");
+                        send(Cpu::new(cpu), Interrupt::Nmi);
                     }
                 }
             } else {
@@ -344,7 +359,8 @@ fn nmi_shorthand(mended: bool) -> Protocol {
                 too_early.set(1);
             }
         });
-        scenario.check(|| holds(too_early.get() == 0, "L7", "an NMI came to a CPU that had no handler for it"));
+        scenario
+            .check(|| holds(too_early.get() == 0, "L7", "an NMI came to a CPU that had no handler for it"));
     })
 }
 
@@ -362,14 +378,16 @@ fn pending_interrupt(mended: bool) -> Protocol {
         scenario.cpu(move || {
             // The first kernel.
             let crashed = InterruptsOff::<SimMachine>::new();
-            let sent = send_interrupt(Cpu::new(0), Interrupt::Fixed(VECTOR));
-            sent.expect("CPU 0 has an address");
+            send(Cpu::new(0), Interrupt::Fixed(VECTOR));
             // The capture kernel. With interrupts off no loop clears what is pending.
             if mended {
                 gates.store(1, Relaxed);
                 drop(crashed);
                 // The bounded time for which the gates are open: until nothing is requested.
-                wait::<SimMachine>(&Predicate(|| SimAccess.read(Register::interrupt_request(7)) == 0), Deadline::NEVER);
+                wait::<SimMachine>(
+                    &Predicate(|| SimAccess.read(Register::interrupt_request(7)) == 0),
+                    Deadline::NEVER,
+                );
                 let _off = InterruptsOff::<SimMachine>::new();
                 call_data.store(1, Relaxed);
                 gates.store(2, Relaxed);
@@ -391,7 +409,11 @@ fn pending_interrupt(mended: bool) -> Protocol {
             }
         });
         scenario.check(|| {
-            holds(uninitialised.get() == 0, "L8", "the handler called through what the capture kernel had not set up")
+            holds(
+                uninitialised.get() == 0,
+                "L8",
+                "the handler called through what the capture kernel had not set up",
+            )
         });
     })
 }
@@ -405,7 +427,9 @@ fn left_in_service(mended: bool) -> Protocol {
     protocol("then-in-service", about, mended, 2, move |scenario| {
         let ticked = scenario.share(Word::<SimMemory>::new(0));
         scenario.name(ticked.location(), "ticked");
-        scenario.cpu(move || drop(wait::<SimMachine>(&[ticked.equals(!0, 1)], Deadline::NEVER)));
+        scenario.cpu(move || {
+            wait::<SimMachine>(&[ticked.equals(!0, 1)], Deadline::NEVER);
+        });
         scenario.cpu(|| program::request_interrupt(Cpu::new(0), CALL_FUNCTION));
         scenario.handler(CALL_FUNCTION, move |_| {
             // The first kernel crashes here; what follows is the capture kernel. It never comes back.

@@ -14,9 +14,7 @@ use crate::explorer::choice::{Action, Choice};
 use crate::explorer::footprint::Footprint;
 use crate::explorer::machine::ExploredMachine;
 use crate::explorer::schedule::{Diverged, Outcome, Replayed, Schedule, replay_with};
-use crate::explorer::story::{
-    Account, Awaited, CpuEnd, Deed, Ending, InterruptState, Line, Status, Writers,
-};
+use crate::explorer::story::{Account, Awaited, CpuEnd, Deed, Ending, InterruptState, Line, Status, Writers};
 use crate::explorer::system::Violation;
 use crate::operation::{Operation, is_local};
 use crate::places::is_private;
@@ -113,7 +111,8 @@ impl Teller {
         self.before = Some(Before {
             choice,
             depth: machine.stepper.handler_depth(cpu),
-            source: place(pending.source),
+            // The idle loop is nowhere in particular.
+            source: if pending.operation == Operation::Ended { String::new() } else { place(pending.source) },
             watched: machine.stepper.watched(cpu),
             targets,
             flushed,
@@ -248,9 +247,8 @@ impl Teller {
         order: Ordering,
     ) -> (Deed, Option<String>) {
         let plain = matches!(access, Access::PlainRead(_) | Access::PlainWrite(_));
-        let buffer = machine
-            .stepper
-            .with(|machine| machine.cpus[usize::from(before.choice.cpu)].store_buffer.len());
+        let buffer =
+            machine.stepper.with(|machine| machine.cpus[usize::from(before.choice.cpu)].store_buffer.len());
         let own = &mut self.buffers[usize::from(before.choice.cpu)];
         let mut new = told.new;
         let mut buffered = false;
@@ -261,7 +259,8 @@ impl Teller {
             (new, buffered) = (Some(value), true);
         }
         let variable = self.name(machine, location);
-        let is_pointer = |value: Option<u64>| value.is_some_and(|value| plain_value(machine, value).is_none());
+        let is_pointer =
+            |value: Option<u64>| value.is_some_and(|value| plain_value(machine, value).is_none());
         let order = (!plain).then_some(order);
         if is_pointer(told.old) || is_pointer(new) {
             let mut word = |value| match plain_value(machine, value) {

@@ -1,5 +1,6 @@
 //! A violation as its reader wants it: short, and in a form that replays anywhere.
 
+use core::fmt::Write;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use super::account::account;
@@ -10,7 +11,7 @@ use crate::explored::Learned;
 use crate::explorer::machine::{ExploredMachine, Setup};
 use crate::explorer::minimise::{self, Cost, Minimised, minimise};
 use crate::explorer::report::Found;
-use crate::explorer::scenario::Protocol;
+use crate::explorer::scenario::{MemoryModel, Protocol};
 use crate::explorer::schedule::{Diverged, Outcome, Schedule};
 use crate::explorer::story::Account;
 use crate::explorer::system::Violation;
@@ -47,7 +48,7 @@ fn full_machine(protocol: &Protocol, setup: &Setup) -> Result<ExploredMachine, C
     ExploredMachine::new(protocol, &Setup { reduce: false, hashes: true, ..setup.clone() })
 }
 
-/// Performs a schedule of a [`Counterexample`]. `command` is the command that explores the same.
+/// Performs a schedule of a [`Counterexample`].
 ///
 /// # Errors
 /// If there cannot be such a machine; or, inside, if something else happens than when the schedule was written.
@@ -55,15 +56,33 @@ pub fn retell(
     protocol: &Protocol,
     setup: &Setup,
     schedule: &Schedule,
-    command: &str,
 ) -> Result<Result<Retold, Diverged>, ConfigError> {
     let mut machine = full_machine(protocol, setup)?;
-    let told = account(&mut machine, schedule, &title(protocol), command);
+    let title = format!("{}: {}", protocol.name, protocol.about);
+    let told = account(&mut machine, schedule, &title, &command(protocol, setup));
     Ok(told.map(|(replayed, account)| Retold { outcome: replayed.outcome, account }))
 }
 
-fn title(protocol: &Protocol) -> String {
-    format!("{}: {}", protocol.name, protocol.about)
+/// The command that explores this, up to the schedule of a replay: what a schedule depends on.
+fn command(protocol: &Protocol, setup: &Setup) -> String {
+    let mut command = format!("smpcall explore {}", protocol.name);
+    if setup.memory == MemoryModel::Tso {
+        command.push_str(" --memory tso");
+    }
+    let (bounds, own) = (setup.bounds, protocol.bounds);
+    for (option, bound, own) in [
+        ("drops", bounds.drops, own.drops),
+        ("expiries", bounds.expiries, own.expiries),
+        ("ticks", bounds.ticks, own.ticks),
+        ("wedges", bounds.wedges, own.wedges),
+    ] {
+        // Also what is the protocol's own today.
+        if bound != 0 || bound != own {
+            // Writing to a `String` cannot fail.
+            let _ = write!(command, " --{option} {bound}");
+        }
+    }
+    command
 }
 
 /// Makes a violation short. None: it does not come again, because what was learned since changes the schedule.
@@ -72,7 +91,6 @@ pub(super) fn explain(
     setup: &Setup,
     learned: &Learned,
     found: &Found,
-    command: &str,
 ) -> Result<Option<Counterexample>, ConfigError> {
     // What the machines learn meanwhile makes what they were given of no use: each is asked once.
     let brief = || ExploredMachine::with_learned(protocol, setup, learned.clone());
@@ -86,24 +104,24 @@ pub(super) fn explain(
     let minimised = minimised.filter(|_| !again.load(Ordering::Relaxed));
     if let Some(minimised) = minimised
         && let Some(choices) = unfold(&mut brief()?, &mut full, &minimised.schedule.choices)
-        && let Some(counterexample) = told(protocol, setup, command, Minimised { schedule: Schedule::new(choices), ..minimised })?
+        && let Some(counterexample) =
+            told(protocol, setup, Minimised { schedule: Schedule::new(choices), ..minimised })?
     {
         return Ok(Some(counterexample));
     }
     let whole = Found { violation: found.violation.clone(), schedule: whole };
     let minimised = minimise(&mut full, &whole, options).ok();
-    minimised.map_or(Ok(None), |minimised| told(protocol, setup, command, minimised))
+    minimised.map_or(Ok(None), |minimised| told(protocol, setup, minimised))
 }
 
 /// The counterexample, if its schedule breaks its law.
 fn told(
     protocol: &Protocol,
     setup: &Setup,
-    command: &str,
     minimised: Minimised,
 ) -> Result<Option<Counterexample>, ConfigError> {
     let Minimised { schedule, violation, before, after, shortest, .. } = minimised;
-    let Ok(Retold { outcome, account }) = retell(protocol, setup, &schedule, command)? else { return Ok(None) };
+    let Ok(Retold { outcome, account }) = retell(protocol, setup, &schedule)? else { return Ok(None) };
     Ok(match outcome {
         Outcome::Violated(found) if found.law == violation.law => {
             let schedule = account.schedule.clone();

@@ -14,7 +14,7 @@ fn plan(engine: Engine, setup: Setup) -> Plan {
 fn to_the_end(protocol: &Protocol, setup: &Setup, rather: Action) -> Retold {
     let mut schedule = Schedule::default();
     loop {
-        let retold = retell(protocol, setup, &schedule, "explore").expect("a machine").expect("it is offered");
+        let retold = retell(protocol, setup, &schedule).expect("a machine").expect("it is offered");
         let Outcome::Open(offered) = &retold.outcome else { return retold };
         let preferred = offered.iter().find(|choice| choice.action == rather).or(offered.first());
         schedule.choices.extend(preferred);
@@ -32,13 +32,13 @@ fn what_an_engine_finds_is_made_short_and_breaks_the_same_law_on_a_machine_that_
                 let limits = Limits { executions: Some(most), ..Limits::default() };
                 let plan = Plan { limits, ..plan(engine, setup.clone()) };
                 let (exploration, counterexample) =
-                    explore_and_explain(&protocol, &plan, &(), "explore").expect("a machine");
+                    explore_and_explain(&protocol, &plan, &()).expect("a machine");
                 let Some(violation) = exploration.found else { continue };
                 let case = format!("{protocol:?} {memory:?} {engine}");
                 let counterexample = counterexample.unwrap_or_else(|| panic!("it comes again: {case}"));
                 assert_eq!(counterexample.violation.law, violation.violation.law, "{case}");
                 let schedule = counterexample.schedule.to_string().parse().expect("a schedule");
-                let retold = retell(&protocol, &setup, &schedule, "explore").expect("a machine");
+                let retold = retell(&protocol, &setup, &schedule).expect("a machine");
                 let retold = retold.unwrap_or_else(|diverged| panic!("{case}: {diverged}"));
                 assert_eq!(retold.outcome, Outcome::Violated(counterexample.violation), "{case}");
                 // Not `assert_eq`: nobody reads two whole accounts.
@@ -95,12 +95,18 @@ fn stores_that_wait_in_a_buffer_reach_memory_in_a_line_of_their_own() {
 fn who_hangs_is_said_with_what_it_waits_for() {
     let protocol = small::bug();
     let plan = plan(Engine::States, Setup::new(protocol.bounds));
-    let (_, counterexample) = explore_and_explain(&protocol, &plan, &(), "explore bug").expect("a machine");
+    let (_, counterexample) = explore_and_explain(&protocol, &plan, &()).expect("a machine");
     let account = counterexample.expect("it is found").account;
-    let waits: Vec<(&str, u64)> = account.ending.cpus.iter().flat_map(|cpu| &cpu.waits_for).map(|awaited| (awaited.variable.as_str(), awaited.value)).collect();
+    let waits: Vec<(&str, u64)> = account
+        .ending
+        .cpus
+        .iter()
+        .flat_map(|cpu| &cpu.waits_for)
+        .map(|awaited| (awaited.variable.as_str(), awaited.value))
+        .collect();
     assert_eq!(waits, [("locked[1]", 1), ("irr", 0)]);
     assert!(account.ending.evidence.is_empty());
-    assert!(account.replay_line().starts_with("Replay: explore bug --replay '"));
+    assert!(account.replay_line().starts_with("Replay: smpcall explore bug --replay '"));
 }
 
 #[test]
@@ -119,7 +125,8 @@ fn an_observer_ends_an_exploration_and_time_is_counted_over_all_rounds() {
     }
     let protocol = small::irq(4);
     let observer = Impatient(std::sync::Mutex::default());
-    let exploration = explore(&protocol, &plan(Engine::Dpor, Setup::new(protocol.bounds)), &observer).expect("a machine");
+    let exploration =
+        explore(&protocol, &plan(Engine::Dpor, Setup::new(protocol.bounds)), &observer).expect("a machine");
     assert_eq!((exploration.incomplete, exploration.found), (Some(Incomplete::Stopped), None));
     assert!(exploration.classes > 0 && exploration.elapsed > Duration::from_millis(50));
 }
