@@ -20,6 +20,24 @@ pub enum Woken {
 pub trait Conditions {
     /// The index of the first condition that holds.
     fn first_met(&self) -> Option<usize>;
+
+    /// Tells what is waited for, as far as it is words: for people who look at a machine that hangs.
+    fn describe(&self, see: &mut dyn FnMut(Awaited)) {
+        let _ = see;
+    }
+}
+
+/// What a condition on one word asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Awaited {
+    /// Where the word is.
+    pub location: *const (),
+    /// The bits of it that count.
+    pub mask: u64,
+    /// What these bits are compared with.
+    pub value: u64,
+    /// Whether they have to be equal to it, or anything else.
+    pub equal: bool,
 }
 
 /// The condition that some bits of one word have, or do not have, a value.
@@ -55,6 +73,12 @@ impl<M: Memory, const N: usize> Conditions for [When<'_, M>; N] {
     #[track_caller]
     fn first_met(&self) -> Option<usize> {
         self.iter().position(|condition| condition.holds())
+    }
+
+    fn describe(&self, see: &mut dyn FnMut(Awaited)) {
+        for &When { word, mask, value, equal } in self {
+            see(Awaited { location: word.location(), mask, value, equal });
+        }
     }
 }
 

@@ -12,9 +12,7 @@ use crate::explorer::footprint::{Footprint, Use};
 use crate::explorer::system::Violation;
 use crate::hash::{absorb, pair};
 use crate::operation::Operation;
-use crate::places::{
-    CONTEXT_CPUS, Context, Location, NO_RECORD, Places, context_bit, irr_place, is_mixed, is_private, is_touched_by_nmis,
-};
+use crate::places::{CONTEXT_CPUS, Context, Location, NO_RECORD, Places, context_bit, irr_place, is_private};
 use crate::processor::{Processor, Source};
 use crate::races::{Known, Race, Races};
 use crate::state::State;
@@ -33,19 +31,31 @@ pub(crate) struct Options {
     pub(crate) local: bool,
 }
 
-/// Who touched which location, by name: learned by all machines of an exploration together.
+/// Facts, by location, that machines of an exploration learn together; and those of them that are believed in this round.
 #[derive(Clone, Default)]
-pub(crate) struct Learned(Arc<Mutex<FxHashMap<u64, u64>>>);
+pub(crate) struct Learned {
+    facts: Arc<Mutex<FxHashMap<u64, u64>>>,
+    believed: Arc<FxHashMap<u64, u64>>,
+}
 
-/// No location's name: which of the CPUs that are not told apart touches anything, each as a bit (those of one remainder
-/// together).
+/// No locations' names: which of the CPUs that are not told apart touches anything, which CPUs have taken interrupts, and
+/// which NMIs; each as a bit (those of one remainder together).
 const HIGH_CPUS: u64 = u64::MAX;
+const INTERRUPTED: u64 = u64::MAX - 1;
+const TAKES_NMIS: u64 = u64::MAX - 2;
 
 impl Learned {
-    fn add(&self, name: u64, contexts: u64) -> u64 {
-        let mut map = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        let known = map.entry(name).or_default();
-        *known |= contexts;
+    /// For the machines of a new round: everything that was learned is believed, and nothing else before the next one.
+    pub(crate) fn freeze(&self) -> Self {
+        let facts = self.facts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        Self { facts: self.facts.clone(), believed: Arc::new(facts.clone()) }
+    }
+
+    /// Adds to a fact; all that is known of it now.
+    fn add(&self, name: u64, bits: u64) -> u64 {
+        let mut facts = self.facts.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        let known = facts.entry(name).or_default();
+        *known |= bits;
         *known
     }
 
@@ -55,8 +65,7 @@ impl Learned {
     }
 
     fn of(&self, name: u64) -> u64 {
-        let map = self.0.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        map.get(&name).copied().unwrap_or(0)
+        self.believed.get(&name).copied().unwrap_or(0)
     }
 }
 
@@ -116,6 +125,9 @@ pub(crate) struct Explored {
     first_values: Vec<(u32, u64)>,
     saved_plain: Vec<SavedPlain>,
     saved_bytes: Vec<MaybeUninit<u8>>,
+    /// CPUs that have taken interrupts, and NMIs, in any execution: one bit each.
+    interrupted: u64,
+    takes_nmis: u64,
     /// CPUs that are in a wait, one bit each (those beyond 63 share the last).
     pub(crate) waiting: u64,
 }
@@ -138,6 +150,8 @@ impl Explored {
             first_values: Vec::new(),
             saved_plain: Vec::new(),
             saved_bytes: Vec::new(),
+            interrupted: 0,
+            takes_nmis: 0,
             waiting: 0,
         }
     }
@@ -208,48 +222,58 @@ impl Explored {
 
     /// This context touches a location: whether nobody else can notice it.
     #[inline]
-    pub(crate) fn touch(&mut self, slot: u32, context: u64, plain: bool, interrupts_enabled: bool) -> bool {
-        let location = &mut self.places.all[slot as usize];
+    pub(crate) fn touch(&mut self, slot: u32, context: u64, plain: bool, interruptible: bool) -> bool {
+        let location = &self.places.all[slot as usize];
         if location.contexts & context == 0 {
             self.meet(slot, context, plain);
         }
-        if !self.options.local {
-            return false;
+        // Plain data: a handler that comes in between could publish what was not written yet.
+        self.options.local && if plain { !interruptible } else { self.places.all[slot as usize].private }
+    }
+
+    /// A context touches a location that it did not touch before. What is believed of it holds for the whole round.
+    #[cold]
+    fn meet(&mut self, slot: u32, context: u64, plain: bool) {
+        let location = &mut self.places.all[slot as usize];
+        if location.contexts == 0 {
+            // A foreign location has another name in each round: nothing could be learned of it.
+            location.private = !location.is_foreign() && is_private(self.learned.of(location.name));
         }
-        let contexts = self.places.all[slot as usize].contexts;
-        if plain {
-            !is_touched_by_nmis(contexts) && (!interrupts_enabled || !is_mixed(contexts))
-        } else {
-            is_private(contexts)
-        }
+        location.contexts |= context;
+        let together = self.learned.add(location.name, location.contexts);
+        self.contradicted |= self.options.local && !plain && location.private && !is_private(together);
     }
 
     /// Several CPUs that are not told apart touch something: then nothing is private.
     #[cold]
     fn meet_high_cpu(&mut self, cpu: usize) {
-        if self.options.local && self.learned.add(HIGH_CPUS, 1 << (cpu % 64)).count_ones() > 1 {
-            self.options.local = false;
-            self.contradicted = true;
+        let several = self.learned.add(HIGH_CPUS, 1 << (cpu % 64)).count_ones() > 1;
+        self.contradicted |= self.options.local && several;
+    }
+
+    /// A CPU takes an interrupt, or an NMI, for the first time: what was done at once could have been interrupted.
+    #[inline]
+    pub(crate) fn meet_interrupt(&mut self, cpu: usize, nmi: bool) {
+        let known = if nmi { self.takes_nmis } else { self.interrupted };
+        let bit = 1 << (cpu % 64);
+        if known & bit == 0 {
+            self.learned.add(if nmi { TAKES_NMIS } else { INTERRUPTED }, bit);
+            self.contradicted |= self.options.local;
         }
     }
 
-    #[cold]
-    fn meet(&mut self, slot: u32, context: u64, plain: bool) {
-        let location = &mut self.places.all[slot as usize];
-        let class = |contexts| {
-            if plain {
-                (is_mixed(contexts), is_touched_by_nmis(contexts))
-            } else {
-                (is_private(contexts), false)
-            }
-        };
-        let mut known = location.contexts;
-        if known == 0 {
-            known = self.learned.of(location.name);
-        }
-        let together = self.learned.add(location.name, context) | known | context;
-        self.contradicted |= self.options.local && known != 0 && class(known) != class(together);
-        location.contexts = together;
+    /// What is believed in this round.
+    pub(crate) fn believe(&mut self, learned: Learned) {
+        self.interrupted = learned.of(INTERRUPTED);
+        self.takes_nmis = learned.of(TAKES_NMIS);
+        self.learned = learned;
+    }
+
+    /// Whether some interrupt has come to this CPU, and could come now.
+    #[inline]
+    fn is_interruptible(&self, cpu: usize, enabled: bool) -> bool {
+        let known = if enabled { self.interrupted | self.takes_nmis } else { self.takes_nmis };
+        known & 1 << (cpu % 64) != 0
     }
 
     fn tell(&mut self, told: Told) {
@@ -298,12 +322,11 @@ pub(crate) const fn drains(access: Access, order: Ordering) -> bool {
 impl Processor {
     /// The kind of context that it executes.
     pub(crate) fn context(&self) -> Context {
-        if self.nmi_depth > 0 {
-            Context::Nmi
-        } else if self.handler_depth > 0 {
-            Context::Handler
-        } else {
-            Context::Program
+        match self.handler_depth {
+            0 => Context::Program,
+            1 if self.nmi_depth > 0 => Context::Nmi,
+            1 => Context::Handler,
+            _ => Context::Nested,
         }
     }
 
@@ -313,11 +336,15 @@ impl Processor {
     }
 
     /// What is in its store buffer, and what it knows of accesses, for the hash of its state.
-    pub(crate) fn memory_hash(&self, cpu: usize, places: &Places) -> u128 {
-        let mut hash = self.known.hash(1 << 40 | cpu as u64);
+    pub(crate) fn memory_hash(&self, cpu: usize, places: &Places, races: &Races) -> u128 {
+        let mut hash = self.known.hash(1 << 40 | cpu as u64, races);
+        if !self.store_buffer.is_empty() {
+            // The hashes of CPUs are added: whose buffer it is has to be in it.
+            hash = absorb(hash, cpu as u64);
+        }
         for store in &self.store_buffer {
             let name = places.all[store.slot as usize].name;
-            hash = absorb(absorb(hash, name), places.canonical(store.value)) ^ store.known.hash(name);
+            hash = absorb(absorb(hash, name), places.canonical(store.value)) ^ store.known.hash(name, races);
         }
         hash
     }
@@ -344,7 +371,8 @@ impl State {
         if running >= CONTEXT_CPUS - 1 {
             self.explored.meet_high_cpu(running);
         }
-        let local = self.explored.touch(slot, context, plain, processor.interrupts_enabled);
+        let interruptible = self.explored.is_interruptible(running, processor.interrupts_enabled);
+        let local = self.explored.touch(slot, context, plain, interruptible);
         (slot, local)
     }
 
@@ -435,6 +463,7 @@ impl State {
     fn change(&mut self, slot: u32, found: u64, written: u64) {
         let explored = &mut self.explored;
         explored.log(slot, found);
+        explored.places.all[slot as usize].before = found;
         if found == written {
             return;
         }
@@ -481,10 +510,10 @@ impl State {
             now.add(&location.known);
         }
         if now != location.known {
-            let change = location.known.hash(location.name) ^ now.hash(location.name);
-            location.known = now;
+            let (name, before) = (location.name, core::mem::replace(&mut location.known, now));
             if hashing {
-                self.explored.known_hash ^= change;
+                let races = &self.explored.races;
+                self.explored.known_hash ^= before.hash(name, races) ^ now.hash(name, races);
             }
         }
     }
@@ -558,7 +587,7 @@ impl State {
         let explored = &mut self.explored;
         let mut first = explored.places.all[slot as usize].record;
         if first == NO_RECORD {
-            let Some(given) = explored.races.give() else {
+            let Some(given) = explored.races.give(explored.places.all[slot as usize].name) else {
                 explored.violation.get_or_insert_with(|| {
                     Violation::new("race", "more plain data is accessed than races are looked for in: explore a smaller protocol")
                 });
@@ -583,10 +612,12 @@ impl State {
             let before = location.known;
             explored.races.forget(&mut location.known, record, writes);
             if hashing && before != location.known {
-                explored.known_hash ^= before.hash(location.name) ^ location.known.hash(location.name);
+                explored.known_hash ^= before.hash(location.name, &explored.races)
+                    ^ location.known.hash(location.name, &explored.races);
             }
         }
         for processor in &mut self.cpus {
+            processor.hashed = None;
             explored.races.forget(&mut processor.known, record, writes);
             for store in &mut processor.store_buffer {
                 explored.races.forget(&mut store.known, record, writes);

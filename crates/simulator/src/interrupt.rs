@@ -55,6 +55,7 @@ struct Return {
     vector: u8,
     interrupts_were_enabled: bool,
     pending: Option<(Operation, Source)>,
+    drains: bool,
     activity: Activity,
     history: u128,
 }
@@ -77,6 +78,7 @@ impl Drop for Return {
             processor.interrupts_enabled = self.interrupts_were_enabled;
             processor.shadow = false;
             processor.pending = self.pending;
+            processor.drains = self.drains;
             processor.activity = self.activity;
             if self.interrupt == Interrupt::Nmi {
                 processor.nmi_depth -= 1;
@@ -127,6 +129,7 @@ fn enter(state: Shared, interrupt: Interrupt) -> Option<(Return, InterruptFrame,
         processor.refresh();
         let place = if interrupt == Interrupt::Nmi { nmi_place(running) } else { irr_place(running) };
         machine.explored.footprint.add(place, Use::Write);
+        machine.explored.meet_interrupt(running, interrupt == Interrupt::Nmi);
         let processor = machine.cpu();
         // A wedge is a task that spins with interrupts disabled: that is what an NMI finds there.
         let wedged = processor.time < processor.wedge.until;
@@ -137,6 +140,7 @@ fn enter(state: Shared, interrupt: Interrupt) -> Option<(Return, InterruptFrame,
             vector,
             interrupts_were_enabled: processor.interrupts_enabled,
             pending: processor.pending,
+            drains: processor.drains,
             activity: processor.activity,
             history: processor.history,
         };

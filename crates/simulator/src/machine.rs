@@ -267,6 +267,10 @@ impl Access for SimAccess {
         };
         for _ in 0..times {
             perform(state, operation, |cost| cost.apic_write, Location::caller());
+            if !is_local(operation) {
+                // What it accepts may be another thing from now on.
+                state.with(|machine| machine.touch_irr(machine.running, Use::Write));
+            }
             write(state, |apic, now| apic.write(register, value, now));
         }
     }

@@ -201,7 +201,9 @@ impl State {
         processor.counters.operations += 1;
         if local {
             processor.at_once += 1;
-            local = processor.at_once < AT_ONCE;
+            // A locked instruction waits for the store buffer.
+            let waits = buffers && !processor.store_buffer.is_empty() && drains(access, order);
+            local = processor.at_once < AT_ONCE && !waits;
         }
         if !local {
             processor.at_once = 0;

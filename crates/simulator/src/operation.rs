@@ -119,9 +119,10 @@ fn come_to(state: Shared, operation: Operation, source: Source) {
     let local = state.with(|machine| {
         let options = machine.explored.options;
         let xapic = machine.routing.mode() == Mode::XApic;
-        let local = options.local && is_local(operation);
         let processor = machine.cpu();
         processor.drains = options.buffers && drains(operation, xapic);
+        let waits = processor.drains && !processor.store_buffer.is_empty();
+        let local = options.local && is_local(operation) && !waits;
         if local {
             machine.tell(operation, None, None, true, source);
         }

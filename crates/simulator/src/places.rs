@@ -20,12 +20,16 @@ pub(crate) struct Location {
     pub(crate) place: Place,
     /// Who touched it, in any execution: a bit for each CPU and kind of context.
     pub(crate) contexts: u64,
+    /// It is believed that only one context touches it.
+    pub(crate) private: bool,
     /// It lives as long as the machine, and is put back before each execution.
     pub(crate) lasting: bool,
     /// Something below is not as at the start of the execution.
     pub(crate) dirty: bool,
     /// Its first value is in the log.
     pub(crate) logged: bool,
+    /// A word that was written in this execution: what it was before it was written for the last time.
+    pub(crate) before: u64,
     /// Plain data: its first bit among the records of races.
     pub(crate) record: u32,
     /// Plain data: what it was last written by.
@@ -34,12 +38,14 @@ pub(crate) struct Location {
     pub(crate) known: Known,
 }
 
-/// The kind of context that touches something: a program, a handler, an NMI handler.
+/// The kind of context that touches something.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Context {
     Program = 0,
     Handler = 1,
     Nmi = 2,
+    /// A handler that has interrupted a handler, however deep.
+    Nested = 3,
 }
 
 /// From the last of these on, CPUs are not told apart: only one of them may touch anything where something is taken for
@@ -51,8 +57,8 @@ pub(crate) const fn context_cpu(cpu: usize) -> usize {
     if cpu < CONTEXT_CPUS { cpu } else { CONTEXT_CPUS - 1 }
 }
 
-/// The NMI contexts of all CPUs.
-const NMI_CONTEXTS: u64 = 0x4444_4444_4444_4444;
+/// The contexts that can interrupt each other and are not told apart.
+const NESTED_CONTEXTS: u64 = 0x8888_8888_8888_8888;
 
 pub(crate) const fn context_bit(cpu: usize, context: Context) -> u64 {
     1 << (context_cpu(cpu) * 4 + context as usize)
@@ -60,19 +66,14 @@ pub(crate) const fn context_bit(cpu: usize, context: Context) -> u64 {
 
 /// Whether a word is touched by one context only.
 pub(crate) const fn is_private(contexts: u64) -> bool {
-    contexts & contexts.wrapping_sub(1) == 0
+    contexts & contexts.wrapping_sub(1) == 0 && contexts & NESTED_CONTEXTS == 0
 }
 
-/// Whether several contexts of one CPU touch it.
-pub(crate) const fn is_mixed(contexts: u64) -> bool {
-    // Two of the three bits of a CPU.
-    let (one, two) = (contexts >> 1, contexts >> 2);
-    (contexts & one | contexts & two | one & two) & 0x1111_1111_1111_1111 != 0
-}
-
-/// Whether NMI handlers touch it.
-pub(crate) const fn is_touched_by_nmis(contexts: u64) -> bool {
-    contexts & NMI_CONTEXTS != 0
+impl Location {
+    /// Whether it is neither in declared memory nor on a CPU's stack.
+    pub(crate) const fn is_foreign(&self) -> bool {
+        self.name & FOREIGN != 0
+    }
 }
 
 struct Range {
@@ -155,9 +156,11 @@ impl Places {
             name,
             place: Place(place),
             contexts: 0,
+            private: false,
             lasting: code.is_some_and(|code| code & STACK == 0),
             dirty: false,
             logged: false,
+            before: 0,
             record: NO_RECORD,
             writer: 0,
             known: Known::NOTHING,
@@ -241,7 +244,7 @@ mod tests {
         let handler = context_bit(0, Context::Handler);
         let other = context_bit(1, Context::Program);
         assert!(is_private(program) && !is_private(program | other) && !is_private(program | handler));
-        assert!(is_mixed(program | handler) && !is_mixed(program | other));
-        assert!(is_touched_by_nmis(context_bit(15, Context::Nmi)) && !is_touched_by_nmis(program | handler));
+        let nested = context_bit(0, Context::Nested);
+        assert!(!is_private(nested), "two of them can interrupt each other");
     }
 }

@@ -5,7 +5,7 @@ use std::panic::Location;
 
 use corosensei::Yielder;
 use rand_pcg::Pcg32;
-use smpcall_machine::{Conditions, Cpu, Deadline, Instant};
+use smpcall_machine::{Awaited, Conditions, Cpu, Deadline, Instant};
 
 use crate::apic::ApicModel;
 use crate::cost::jittered;
@@ -149,6 +149,7 @@ pub struct CpuReport {
 pub(crate) struct ErasedConditions {
     conditions: *const (),
     first_met: unsafe fn(*const ()) -> Option<usize>,
+    describe: unsafe fn(*const (), &mut dyn FnMut(Awaited)),
 }
 
 impl ErasedConditions {
@@ -158,7 +159,24 @@ impl ErasedConditions {
             // reference is still valid.
             unsafe { (*conditions.cast::<C>()).first_met() }
         }
-        Self { conditions: core::ptr::from_ref(conditions).cast(), first_met: first_met::<C> }
+        unsafe fn describe<C: Conditions>(conditions: *const (), see: &mut dyn FnMut(Awaited)) {
+            // SAFETY: as for `first_met`.
+            unsafe { (*conditions.cast::<C>()).describe(see) }
+        }
+        Self {
+            conditions: core::ptr::from_ref(conditions).cast(),
+            first_met: first_met::<C>,
+            describe: describe::<C>,
+        }
+    }
+
+    /// Tells what they are about.
+    ///
+    /// # Safety
+    /// The reference that this was made from is still valid.
+    pub(crate) unsafe fn describe(self, see: &mut dyn FnMut(Awaited)) {
+        // SAFETY: as for `first_met`.
+        unsafe { (self.describe)(self.conditions, see) }
     }
 
     /// Evaluates them.

@@ -7,7 +7,7 @@
 //! (Release sequences are C++20's: a read-modify-write continues one, any other store ends it. Interrupts order nothing:
 //! that they do is the machine's promise, and not what the protocol may rest on.)
 
-use crate::hash::pair;
+use crate::hash::{absorb, pair};
 use crate::places::{CONTEXT_CPUS, context_cpu};
 use crate::processor::Source;
 
@@ -41,14 +41,17 @@ impl Known {
         self.0[record as usize / 64] &= !(1 << (record % 64));
     }
 
-    /// What it adds to the hash of a state, for its owner; nothing known adds nothing.
-    pub(crate) fn hash(&self, owner: u64) -> u128 {
-        if self.is_nothing() {
-            return 0;
-        }
+    /// What it adds to the hash of a state, for its owner; nothing known adds nothing. The order in which records were
+    /// given out is another one on each thread, and does not count.
+    pub(crate) fn hash(&self, owner: u64, races: &Races) -> u128 {
         let mut hash = 0;
         for (index, &word) in self.0.iter().enumerate() {
-            hash ^= pair(owner << 3 | index as u64, word);
+            let mut left = word;
+            while left != 0 {
+                let record = 64 * index + left.trailing_zeros() as usize;
+                hash ^= pair(owner, races.keys[record]);
+                left &= left - 1;
+            }
         }
         hash
     }
@@ -72,6 +75,8 @@ pub(crate) struct Races {
     /// Records that stand for an access in this execution.
     live: Known,
     sources: Vec<Option<Source>>,
+    /// The name of each record: the same on every thread.
+    keys: Vec<u64>,
 }
 
 impl Races {
@@ -88,14 +93,16 @@ impl Races {
         self.live.is_nothing()
     }
 
-    /// The records of a new piece of plain data: the number of the first. None if there is no room for more.
-    pub(crate) fn give(&mut self) -> Option<u32> {
+    /// The records of a new piece of plain data, by its name: the number of the first. None if there is no room for more.
+    pub(crate) fn give(&mut self, piece: u64) -> Option<u32> {
         let first = self.given;
         if first + self.cpus + 1 > Known::RECORDS {
             return None;
         }
         self.given += self.cpus + 1;
         self.sources.resize(self.given as usize, None);
+        let key = |record| absorb(absorb(0, piece), record) as u64;
+        self.keys.extend((0..=u64::from(self.cpus)).map(key));
         Some(first)
     }
 
@@ -166,7 +173,7 @@ mod tests {
     impl Two {
         fn new() -> Self {
             let mut races = Races::new(2);
-            let first = races.give().expect("room");
+            let first = races.give(0).expect("room");
             Self { races, knows: [Known::NOTHING; 2], first }
         }
 
@@ -241,6 +248,6 @@ mod tests {
     #[test]
     fn a_machine_with_too_much_plain_data_is_told_so() {
         let mut races = Races::new(3);
-        assert_eq!((0..100).filter(|_| races.give().is_some()).count(), 64);
+        assert_eq!((0..100).filter(|&piece| races.give(piece).is_some()).count(), 64);
     }
 }

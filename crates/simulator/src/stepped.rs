@@ -2,20 +2,24 @@
 //! explorer, a test) says what happens next.
 
 use core::hash::{Hash, Hasher};
+use core::sync::atomic::AtomicU64;
+use core::sync::atomic::Ordering::Relaxed;
 use std::any::Any;
 
 use smpcall::Mailboxes;
-use smpcall_machine::{Cpu, Instant};
+use smpcall_machine::{Awaited, Cpu, Instant};
 
 use crate::apic::{Effect, Message};
 use crate::config::{Config, ConfigError};
 use crate::coroutine::CpuCoroutine;
+use crate::explorer::footprint::Place;
 use crate::hash::{StateHasher, absorb};
 use crate::kernel::{self, Hooks};
 use crate::machine::SimMachine;
 use crate::operation::Operation;
 use crate::places::Places;
 use crate::processor::{Counters, CpuReport, Order, Processor, Source};
+use crate::races::Races;
 use crate::state::{Driver, Entered, Handler, Owner, Phase, State, Stop};
 use crate::trace::Trace;
 use crate::waiting::evaluate;
@@ -46,6 +50,7 @@ impl Offer {
     pub(crate) const SENDS: u8 = 16;
     /// It waits, and not for ever.
     pub(crate) const DEADLINE: u8 = 32;
+    /// Its program has ended, and it is in no handler.
     pub(crate) const ENDED: u8 = 64;
     /// Whether it can step is not known before the conditions of its wait are looked at.
     const UNKNOWN: u8 = 128;
@@ -158,6 +163,12 @@ impl<'p> Stepper<'p> {
     /// # Panics
     /// If it was started before, or a program panics.
     pub fn start(&mut self) {
+        self.begin();
+        self.propagate();
+    }
+
+    /// As [`start`](Self::start); a panic of a program is left to be [taken](Self::take_panic).
+    pub(crate) fn begin(&mut self) {
         assert!(self.coroutines.is_empty(), "started before: use `restart`");
         for cpu in 0..self.booted.len() {
             let program = self.program(cpu);
@@ -176,6 +187,23 @@ impl<'p> Stepper<'p> {
     /// What was in progress is forgotten, without running destructors: nothing that is used later may refer to what
     /// lives on the CPUs' stacks, and nothing there may rely on being dropped. (Heap memory owned there leaks.)
     pub unsafe fn restart(&mut self) {
+        // SAFETY: passed on to the caller.
+        unsafe { self.begin_again() };
+        self.propagate();
+    }
+
+    /// A panic of a program goes on here.
+    fn propagate(&mut self) {
+        if let Some((cpu, payload)) = self.take_panic() {
+            propagate(cpu, payload);
+        }
+    }
+
+    /// As [`restart`](Self::restart); a panic of a program is left to be [taken](Self::take_panic).
+    ///
+    /// # Safety
+    /// As for [`restart`](Self::restart).
+    pub(crate) unsafe fn begin_again(&mut self) {
         let state = self.state.shared();
         let kernel = state.with(|machine| {
             for (cpu, (processor, booted)) in machine.cpus.iter_mut().zip(&self.booted).enumerate() {
@@ -209,7 +237,7 @@ impl<'p> Stepper<'p> {
     fn run_to_first_operations(&mut self) {
         self.state.with(|machine| machine.programs = self.programs.len());
         for cpu in 0..self.coroutines.len() {
-            self.resume(cpu, None);
+            self.go_on(cpu, None);
         }
     }
 
@@ -244,9 +272,7 @@ impl<'p> Stepper<'p> {
     /// Lets a CPU do as ordered, and on to its next operation. A panic of its program goes on here.
     fn resume(&mut self, cpu: usize, order: Option<Order>) {
         self.go_on(cpu, order);
-        if let Some((cpu, payload)) = self.take_panic() {
-            propagate(cpu, payload);
-        }
+        self.propagate();
     }
 
     /// How many CPUs it has.
@@ -317,6 +343,47 @@ impl<'p> Stepper<'p> {
                 }
             }
         }
+    }
+
+    /// What a waiting CPU waits for, as far as it is words.
+    pub(crate) fn awaited(&self, cpu: Cpu) -> Vec<Awaited> {
+        let conditions = self.with_cpu(cpu, |processor| processor.conditions);
+        let mut awaited = Vec::new();
+        if let Some(conditions) = conditions {
+            // SAFETY: the CPU is suspended in the wait that borrows the conditions.
+            unsafe { conditions.describe(&mut |condition| awaited.push(condition)) };
+        }
+        awaited
+    }
+
+    /// A CPU whose wait could end now: the word to whose last change it owes that, if there is one.
+    pub(crate) fn wait_is_owed_to(&mut self, cpu: Cpu) -> Option<Place> {
+        let state = self.state.shared();
+        let (conditions, addresses) = state.with(|machine| {
+            let processor = &machine.cpus[cpu.index()];
+            let waits = matches!(processor.pending, Some((Operation::Wait { .. }, _)));
+            let conditions =
+                processor.conditions.filter(|_| waits && processor.met.is_some_and(|met| met.is_some()));
+            conditions.map(|conditions| (conditions, processor.watched.clone()))
+        })?;
+        let owed_to = addresses.into_iter().find_map(|address| {
+            let (place, before) = state.with(|machine| {
+                let slot = machine.explored.places.slot(address);
+                let location = &machine.explored.places.all[slot as usize];
+                location.logged.then_some((location.place, location.before))
+            })?;
+            // SAFETY: a live atomic word: the wait's conditions read it.
+            let word = unsafe { &*(address as *const AtomicU64) };
+            let now = word.swap(before, Relaxed);
+            let _entered = Entered::new(state);
+            // SAFETY: the CPU is suspended in the wait that borrows the conditions.
+            let met = unsafe { evaluate(state, cpu.index(), conditions) };
+            word.store(now, Relaxed);
+            (met.is_none() && !state.with(|machine| machine.register_read)).then_some(place)
+        });
+        state.with(|machine| machine.cpus[cpu.index()].met = None);
+        self.is_enabled(cpu);
+        owed_to
     }
 
     /// The addresses of the words that a waiting CPU's conditions read when they were evaluated last, by
@@ -452,7 +519,7 @@ impl<'p> Stepper<'p> {
         self.state.with(|machine| {
             apics.resize(machine.cpus.len(), 0);
             let mut hash = machine.explored.hash ^ machine.explored.known_hash;
-            let places = &machine.explored.places;
+            let (places, races) = (&machine.explored.places, &machine.explored.races);
             for (cpu, processor) in machine.cpus.iter_mut().enumerate() {
                 if core::mem::take(&mut processor.apic_changed) {
                     let mut hasher = StateHasher::default();
@@ -464,7 +531,7 @@ impl<'p> Stepper<'p> {
                     Some(of_cpu) => of_cpu,
                     None => {
                         let steering = machine.kernel.as_ref().map(|kernel| kernel.steering(cpu));
-                        processor.hash(cpu, apics[cpu], steering, places)
+                        processor.hash(cpu, apics[cpu], steering, places, races)
                     }
                 };
                 processor.hashed = Some(of_cpu);
@@ -500,7 +567,7 @@ impl Processor {
         let mut offer = (u8::from(self.nmi_deliverable) * Offer::NMI)
             | (u8::from(interrupt) * Offer::INTERRUPT)
             | (u8::from(!self.store_buffer.is_empty()) * Offer::FLUSH)
-            | (u8::from(self.ended) * Offer::ENDED);
+            | (u8::from(self.is_idle()) * Offer::ENDED);
         match &self.pending {
             Some((Operation::Wait { deadline }, _)) => {
                 offer |= match self.met {
@@ -527,7 +594,14 @@ impl Processor {
 
     /// A hash of all but the counters, given that of the APIC. Where it stands in its program follows from what it has
     /// learned only if it learns through operations; it also reads statistics and its clock. So the place counts too.
-    fn hash(&self, cpu: usize, apic: u128, steering: Option<[u64; 3]>, places: &Places) -> u128 {
+    fn hash(
+        &self,
+        cpu: usize,
+        apic: u128,
+        steering: Option<[u64; 3]>,
+        places: &Places,
+        races: &Races,
+    ) -> u128 {
         let flags = u64::from(self.interrupts_enabled)
             | u64::from(self.shadow) << 1
             | u64::from(self.nmi_depth) << 2
@@ -547,7 +621,7 @@ impl Processor {
             }
             hasher.write_usize(core::ptr::from_ref(source).addr());
         }
-        hasher.0 ^ self.memory_hash(cpu, places)
+        hasher.0 ^ self.memory_hash(cpu, places, races)
     }
 }
 

@@ -1,7 +1,10 @@
 //! The explored machine against what is known of the hardware: litmus tests, programs at random beside a reference
 //! that enumerates them naively, and pairs of scenarios of which exactly one breaks a law.
 
-use core::sync::atomic::Ordering::{self, AcqRel, Acquire, Relaxed, Release, SeqCst};
+#[path = "explored_machine/reference.rs"]
+mod reference;
+
+use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release, SeqCst};
 use std::collections::BTreeSet;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -14,227 +17,17 @@ use smpcall_simulator::explorer::{
 };
 use smpcall_simulator::{InterruptFrame, SimAccess, SimMachine, SimMemory, TIMER_VECTOR, program};
 
+use reference::{
+    Load, Op, Outcome, PIECES, Raise, Read, Reference, Seen, Store, Swap, Test, WORDS, Write, acquires,
+    releases,
+};
+
 type SimWord = Word<SimMemory>;
 type SimPlain = Plain<SimMemory, u64>;
 
 const VECTOR: u8 = 0x40;
 
-/// One operation of a litmus test. Places are numbers; the values that loads find are the outcome.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Op {
-    Load(usize, Ordering),
-    Store(usize, u64, Ordering),
-    Swap(usize, u64, Ordering),
-    Read(usize),
-    Write(usize),
-    Raise(usize),
-}
-
-use Op::{Load, Raise, Read, Store, Swap, Write};
-
-const WORDS: usize = 5;
-const PIECES: usize = 2;
 const NOTES: usize = 24;
-
-/// What each CPU runs, and what its interrupts run.
-#[derive(Clone, Debug, Default)]
-struct Test {
-    programs: Vec<Vec<Op>>,
-    handlers: Vec<Vec<Op>>,
-}
-
-impl Test {
-    fn new(programs: &[&[Op]]) -> Self {
-        Self { programs: programs.iter().map(|ops| ops.to_vec()).collect(), handlers: vec![Vec::new(); programs.len()] }
-    }
-
-    fn with_handlers(programs: &[&[Op]], handlers: &[&[Op]]) -> Self {
-        Self { handlers: handlers.iter().map(|ops| ops.to_vec()).collect(), ..Self::new(programs) }
-    }
-
-    /// The number of the first operation of a program or handler.
-    fn first(&self, cpu: usize, handler: bool) -> usize {
-        let all = |lists: &[Vec<Op>]| lists.iter().map(Vec::len).sum::<usize>();
-        if handler { all(&self.programs) + all(&self.handlers[..cpu]) } else { all(&self.programs[..cpu]) }
-    }
-
-    fn ops(&self) -> usize {
-        self.first(self.programs.len(), true)
-    }
-}
-
-/// What was found by each operation, and what is left in each word.
-type Outcome = Vec<u64>;
-
-#[derive(Debug, PartialEq, Eq)]
-struct Seen {
-    outcomes: BTreeSet<Outcome>,
-    race: bool,
-}
-
-// --- The reference: every interleaving of every operation, with vector clocks.
-
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Default)]
-struct Reference {
-    at: Vec<(usize, Option<usize>)>,
-    raised: Vec<bool>,
-    memory: Vec<u64>,
-    buffers: Vec<Vec<(usize, u64, Vec<u32>)>>,
-    found: Vec<u64>,
-    clocks: Vec<Vec<u32>>,
-    released: Vec<Vec<u32>>,
-    written: Vec<Vec<u32>>,
-    read: Vec<Vec<u32>>,
-    raced: bool,
-}
-
-fn join(into: &mut [u32], other: &[u32]) {
-    into.iter_mut().zip(other).for_each(|(mine, theirs)| *mine = (*mine).max(*theirs));
-}
-
-fn acquires(order: Ordering) -> bool {
-    matches!(order, Acquire | AcqRel | SeqCst)
-}
-
-fn releases(order: Ordering) -> bool {
-    matches!(order, Release | AcqRel | SeqCst)
-}
-
-impl Reference {
-    fn new(test: &Test) -> Self {
-        let cpus = test.programs.len();
-        Self {
-            at: vec![(0, None); cpus],
-            raised: vec![false; cpus],
-            memory: vec![0; WORDS],
-            buffers: vec![Vec::new(); cpus],
-            found: vec![0; test.ops()],
-            clocks: (0..cpus).map(|cpu| (0..cpus).map(|of| u32::from(of == cpu)).collect()).collect(),
-            released: vec![vec![0; cpus]; WORDS],
-            written: vec![vec![0; cpus]; PIECES],
-            read: vec![vec![0; cpus]; PIECES],
-            raced: false,
-        }
-    }
-
-    fn knows(&self, cpu: usize, accesses: &[u32]) -> bool {
-        accesses.iter().zip(&self.clocks[cpu]).all(|(access, known)| access <= known)
-    }
-
-    fn publish(&mut self, word: usize, clock: Option<&[u32]>, continues: bool) {
-        if !continues {
-            self.released[word].fill(0);
-        }
-        if let Some(clock) = clock {
-            join(&mut self.released[word], clock);
-        }
-    }
-
-    fn flush(&mut self, cpu: usize) {
-        let (word, value, clock) = self.buffers[cpu].remove(0);
-        self.memory[word] = value;
-        self.publish(word, Some(&clock), false);
-    }
-
-    /// The CPU's next operation, and its number.
-    fn next(&self, test: &Test, cpu: usize) -> Option<(Op, usize)> {
-        let (program, handler) = self.at[cpu];
-        let (list, at) = match handler {
-            Some(at) => (&test.handlers[cpu], at),
-            None => (&test.programs[cpu], program),
-        };
-        list.get(at).map(|&op| (op, test.first(cpu, handler.is_some()) + at))
-    }
-
-    fn perform(&mut self, test: &Test, cpu: usize, tso: bool) -> bool {
-        let Some((op, number)) = self.next(test, cpu) else { return false };
-        let drains = matches!(op, Swap(..) | Store(_, _, SeqCst));
-        if drains && !self.buffers[cpu].is_empty() {
-            return false;
-        }
-        match op {
-            Load(word, order) => {
-                let own = self.buffers[cpu].iter().rev().find(|store| store.0 == word).map(|store| store.1);
-                self.found[number] = own.unwrap_or(self.memory[word]);
-                if acquires(order) && own.is_none() {
-                    let released = self.released[word].clone();
-                    join(&mut self.clocks[cpu], &released);
-                }
-            }
-            Store(word, value, order) => {
-                let clock = if releases(order) { self.clocks[cpu].clone() } else { vec![0; self.at.len()] };
-                self.buffers[cpu].push((word, value, clock));
-                self.clocks[cpu][cpu] += 1;
-                if !tso || order == SeqCst {
-                    self.flush(cpu);
-                }
-            }
-            Swap(word, value, order) => {
-                self.found[number] = core::mem::replace(&mut self.memory[word], value);
-                if acquires(order) {
-                    let released = self.released[word].clone();
-                    join(&mut self.clocks[cpu], &released);
-                }
-                let clock = releases(order).then(|| self.clocks[cpu].clone());
-                self.publish(word, clock.as_deref(), true);
-                self.clocks[cpu][cpu] += 1;
-            }
-            Read(piece) => {
-                self.raced |= !self.knows(cpu, &self.written[piece]);
-                self.read[piece][cpu] = self.clocks[cpu][cpu];
-            }
-            Write(piece) => {
-                self.raced |= !self.knows(cpu, &self.written[piece]) || !self.knows(cpu, &self.read[piece]);
-                self.written[piece][cpu] = self.clocks[cpu][cpu];
-            }
-            Raise(target) => self.raised[target] = true,
-        }
-        match &mut self.at[cpu] {
-            (_, Some(at)) | (at, None) => *at += 1,
-        }
-        if self.at[cpu].1 == Some(test.handlers[cpu].len()) {
-            self.at[cpu].1 = None;
-        }
-        true
-    }
-
-    fn all(test: &Test, tso: bool) -> Seen {
-        let mut seen = Seen { outcomes: BTreeSet::new(), race: false };
-        let mut visited = BTreeSet::new();
-        let mut left = vec![Self::new(test)];
-        while let Some(state) = left.pop() {
-            if state.raced {
-                seen.race = true;
-                continue;
-            }
-            if !visited.insert(state.clone()) {
-                continue;
-            }
-            let before = left.len();
-            for cpu in 0..state.at.len() {
-                if state.raised[cpu] && state.at[cpu].1.is_none() {
-                    let mut next = state.clone();
-                    next.raised[cpu] = false;
-                    next.at[cpu].1 = (!test.handlers[cpu].is_empty()).then_some(0);
-                    left.push(next);
-                }
-                if !state.buffers[cpu].is_empty() {
-                    let mut next = state.clone();
-                    next.flush(cpu);
-                    left.push(next);
-                }
-                let mut next = state.clone();
-                if next.perform(test, cpu, tso) {
-                    left.push(next);
-                }
-            }
-            if left.len() == before {
-                seen.outcomes.insert([state.found, state.memory].concat());
-            }
-        }
-        seen
-    }
-}
 
 // --- The explored machine.
 
@@ -259,8 +52,8 @@ impl Shared {
                 Load(word, order) => self.notes[first + at].set(self.words[word].load(order)),
                 Store(word, value, order) => self.words[word].store(value, order),
                 Swap(word, value, order) => self.notes[first + at].set(self.words[word].swap(value, order)),
-                // SAFETY: there is one thread; whether CPUs race is what is tested.
                 Read(piece) => {
+                    // SAFETY: there is one thread; whether CPUs race is what is tested.
                     let _ = unsafe { self.pieces[piece].read() };
                 }
                 // SAFETY: the same.
@@ -302,7 +95,7 @@ fn protocol_of(test: &Test, outcomes: &Arc<Mutex<BTreeSet<Outcome>>>) -> Protoco
 
 fn plan(engine: Engine, setup: Setup) -> Plan {
     let limits = Limits { time: Some(Duration::from_secs(60)), ..Limits::default() };
-    Plan { engine, limits, keep_going: true, ..Plan::new(setup) }
+    Plan { engine, limits, ..Plan::new(setup) }
 }
 
 fn setup(memory: MemoryModel, reduce: bool) -> Setup {
@@ -312,7 +105,8 @@ fn setup(memory: MemoryModel, reduce: bool) -> Setup {
 fn explored(test: &Test, engine: Engine, setup: Setup) -> Seen {
     let outcomes = Arc::default();
     let exploration = explore(&protocol_of(test, &outcomes), &plan(engine, setup), &()).expect("a machine");
-    assert!(exploration.is_complete(), "{engine} {test:?}: {:?}", exploration.incomplete);
+    let complete = exploration.is_complete() || exploration.found.is_some();
+    assert!(complete, "{engine} {test:?}: {:?}", exploration.incomplete);
     let law = exploration.found.map(|found| found.violation.law);
     assert!(law.is_none() || law.as_deref() == Some("race"), "{engine} {test:?}: {law:?}");
     let outcomes = outcomes.lock().expect("not poisoned").clone();
@@ -321,16 +115,23 @@ fn explored(test: &Test, engine: Engine, setup: Setup) -> Seen {
 
 /// Both engines, with and without doing at once what is private, see what the reference sees.
 fn agrees(test: &Test, memory: MemoryModel) -> Seen {
+    agrees_with(test, memory, &[false, true])
+}
+
+fn agrees_with(test: &Test, memory: MemoryModel, reductions: &[bool]) -> Seen {
     let expected = Reference::all(test, memory == MemoryModel::Tso);
     for engine in [Engine::States, Engine::Dpor] {
-        for reduce in [false, true] {
+        for &reduce in reductions {
             let seen = explored(test, engine, setup(memory, reduce));
             let case = format!("{engine}, {memory:?}, reduce {reduce}: {test:?}");
             assert_eq!(seen.race, expected.race, "race: {case}");
             if !expected.race {
                 let missing: Vec<_> = expected.outcomes.difference(&seen.outcomes).collect();
                 let extra: Vec<_> = seen.outcomes.difference(&expected.outcomes).collect();
-                assert!(missing.is_empty() && extra.is_empty(), "missing {missing:?}, too many {extra:?}: {case}");
+                assert!(
+                    missing.is_empty() && extra.is_empty(),
+                    "missing {missing:?}, too many {extra:?}: {case}"
+                );
             }
         }
     }
@@ -350,7 +151,14 @@ const Y: usize = 1;
 
 /// A litmus test by its name in the literature, with whether its relaxed outcome is possible under sequential consistency
 /// and under x86-TSO (Sewell et al., CACM 2010; Alglave, Maranget, Tautschnig, TOPLAS 2014).
-fn litmus(name: &str, programs: &[&[Op]], found: &[(usize, u64)], words: &[(usize, u64)], sc: bool, tso: bool) {
+fn litmus(
+    name: &str,
+    programs: &[&[Op]],
+    found: &[(usize, u64)],
+    words: &[(usize, u64)],
+    sc: bool,
+    tso: bool,
+) {
     let test = Test::new(programs);
     for (memory, expected) in [(MemoryModel::Sc, sc), (MemoryModel::Tso, tso)] {
         let seen = agrees(&test, memory);
@@ -368,14 +176,7 @@ fn litmus_tests_end_as_the_memory_model_says() {
     litmus("R", &[&[s(X, 1), s(Y, 1)], &[s(Y, 2), l(X)]], &[(3, 0)], &[(Y, 2)], false, true);
     litmus("2+2W", &[&[s(X, 1), s(Y, 2)], &[s(Y, 1), s(X, 2)]], &[], &[(X, 1), (Y, 1)], false, false);
     litmus("n5", &[&[s(X, 1), l(X)], &[s(X, 2), l(X)]], &[(1, 2), (3, 1)], &[], false, false);
-    litmus(
-        "n6",
-        &[&[s(X, 1), l(X), l(Y)], &[s(Y, 2), s(X, 2)]],
-        &[(1, 1), (2, 0)],
-        &[(X, 1)],
-        false,
-        true,
-    );
+    litmus("n6", &[&[s(X, 1), l(X), l(Y)], &[s(Y, 2), s(X, 2)]], &[(1, 1), (2, 0)], &[(X, 1)], false, true);
     litmus(
         "IRIW",
         &[&[s(X, 1)], &[s(Y, 1)], &[l(X), l(Y)], &[l(Y), l(X)]],
@@ -444,49 +245,164 @@ impl Random {
     }
 
     fn ops(&mut self, most: u64, cpus: u64, plain: bool, raises: bool) -> Vec<Op> {
-        (0..=self.below(most)).map(|_| self.op(cpus, plain, raises)).collect()
+        // The first operation of all: no program does everything at once.
+        let first = Load(WORDS - 1, Relaxed);
+        core::iter::once(first).chain((0..=self.below(most)).map(|_| self.op(cpus, plain, raises))).collect()
     }
 }
 
-fn at_random(seed: u64, count: usize, plain: bool, interrupts: bool, memory: MemoryModel) {
+fn at_random(
+    seed: u64,
+    count: usize,
+    plain: bool,
+    interrupts: bool,
+    memory: MemoryModel,
+    reductions: &[bool],
+) {
     let mut random = Random(seed);
     let mut races = 0;
     for _ in 0..count {
         let cpus = 2 + random.below(2);
         let most = if cpus == 2 { 4 } else { 3 };
         let programs: Vec<_> = (0..cpus).map(|_| random.ops(most, cpus, plain, interrupts)).collect();
-        let handlers = (0..cpus).map(|_| if interrupts { random.ops(2, cpus, plain, false) } else { Vec::new() });
+        let handlers =
+            (0..cpus).map(|_| if interrupts { random.ops(2, cpus, plain, false) } else { Vec::new() });
         let test = Test { handlers: handlers.collect(), programs };
-        races += u32::from(agrees(&test, memory).race);
+        races += u32::from(agrees_with(&test, memory, reductions).race);
     }
     assert!(!plain || races > 0 && (races as usize) < count, "{races} of {count} race");
 }
 
 #[test]
 fn programs_at_random_end_as_the_reference_says() {
-    at_random(1, 60, false, false, MemoryModel::Sc);
-    at_random(2, 60, false, false, MemoryModel::Tso);
+    for reduce in [false, true] {
+        at_random(1, 60, false, false, MemoryModel::Sc, &[reduce]);
+        at_random(2, 60, false, false, MemoryModel::Tso, &[reduce]);
+    }
 }
 
 #[test]
 fn programs_at_random_are_interrupted_where_the_reference_says() {
-    at_random(3, 60, false, true, MemoryModel::Sc);
+    for reduce in [false, true] {
+        at_random(3, 60, false, true, MemoryModel::Sc, &[reduce]);
+    }
 }
 
 #[test]
 fn programs_at_random_are_interrupted_with_stores_in_their_buffers() {
-    at_random(4, 40, false, true, MemoryModel::Tso);
+    for reduce in [false, true] {
+        at_random(4, 40, false, true, MemoryModel::Tso, &[reduce]);
+    }
 }
 
 #[test]
 fn programs_at_random_race_where_the_reference_says() {
-    at_random(5, 100, true, false, MemoryModel::Sc);
-    at_random(6, 60, true, false, MemoryModel::Tso);
+    for reduce in [false, true] {
+        at_random(5, 100, true, false, MemoryModel::Sc, &[reduce]);
+        at_random(6, 60, true, false, MemoryModel::Tso, &[reduce]);
+    }
 }
 
 #[test]
 fn programs_at_random_with_interrupts_race_where_the_reference_says() {
-    at_random(7, 100, true, true, MemoryModel::Sc);
+    at_random(7, 100, true, true, MemoryModel::Sc, &[false]);
+}
+
+#[test]
+fn reduced_programs_at_random_with_interrupts_race_where_the_reference_says() {
+    at_random(7, 100, true, true, MemoryModel::Sc, &[true]);
+}
+
+#[test]
+fn programs_at_random_with_interrupts_race_with_stores_in_their_buffers() {
+    at_random(8, 40, true, true, MemoryModel::Tso, &[false]);
+}
+
+#[test]
+fn an_exploration_that_begins_again_goes_on_after_violations_and_on_several_threads() {
+    // The store is taken for private until the load is seen.
+    let mut random = Random(9);
+    for _ in 0..40 {
+        let programs: Vec<_> = (0..2).map(|_| random.ops(4, 2, false, false)).collect();
+        let test = Test { handlers: vec![Vec::new(); 2], programs };
+        for memory in [MemoryModel::Sc, MemoryModel::Tso] {
+            let expected = Reference::all(&test, memory == MemoryModel::Tso).outcomes;
+            for (engine, jobs, keep_going) in [
+                (Engine::States, 1, true),
+                (Engine::Dpor, 1, true),
+                (Engine::States, 3, false),
+                (Engine::Dpor, 3, false),
+            ] {
+                let outcomes = Arc::default();
+                let plan = Plan { jobs, keep_going, ..plan(engine, setup(memory, true)) };
+                let explored = explore(&protocol_of(&test, &outcomes), &plan, &()).expect("a machine");
+                let case = format!("{engine}, {jobs} jobs, {memory:?}: {test:?}");
+                assert!(explored.is_complete() && explored.found.is_none(), "{case}: {explored:?}");
+                assert_eq!(*outcomes.lock().expect("not poisoned"), expected, "{case}");
+            }
+        }
+    }
+}
+
+#[test]
+fn whose_store_buffer_holds_a_store_is_part_of_the_state() {
+    // The handler of CPU 1 and the program of CPU 2 store the same; which of them has been seen decides.
+    let test = Test::with_handlers(
+        &[
+            &[Load(4, Relaxed), Load(0, Relaxed), Raise(1)],
+            &[Load(4, Relaxed), Store(1, 2, Relaxed), Swap(1, 1, AcqRel), Load(1, Relaxed)],
+            &[Load(4, Relaxed), Load(1, Acquire), Store(1, 1, Relaxed), Raise(2)],
+        ],
+        &[
+            &[],
+            &[Load(4, Relaxed), Store(1, 1, Relaxed), Load(2, Acquire)],
+            &[Load(4, Relaxed), Load(1, Acquire)],
+        ],
+    );
+    agrees(&test, MemoryModel::Tso);
+}
+
+#[test]
+fn sleep_sets_lose_no_state() {
+    use smpcall_simulator::explorer::machine::ExploredMachine;
+    use smpcall_simulator::explorer::{protocols, states};
+    let names =
+        ["sketch-stale-mark-mended", "deadline", "probe", "mutual-deadline", "twice", "close-open", "irq2"];
+    for name in names {
+        let protocol = protocols::by_name(name).expect("there is such a protocol");
+        for memory in [MemoryModel::Sc, MemoryModel::Tso] {
+            let setup = setup(memory, false);
+            let setup = Setup { bounds: protocol.bounds, ..setup };
+            let explored = [true, false].map(|sleep_sets| {
+                let options = states::Options { sleep_sets, ..states::Options::default() };
+                let machine = || ExploredMachine::new(&protocol, &setup).expect("a machine");
+                let explored = states::explore(machine, &options, &());
+                assert!(explored.is_complete(), "{name}: {explored:?}");
+                (explored.states, explored.endings)
+            });
+            assert_eq!(explored[0], explored[1], "{name}, {memory:?}");
+        }
+    }
+}
+
+#[test]
+fn two_machines_of_one_protocol_have_nothing_in_common() {
+    use smpcall_simulator::explorer::machine::ExploredMachine;
+    use smpcall_simulator::explorer::small;
+    use smpcall_simulator::explorer::system::System as _;
+    let protocol = small::irq(1);
+    let setup = Setup { reduce: false, ..Setup::new(protocol.bounds) };
+    let mut machines = [0, 1].map(|_| ExploredMachine::new(&protocol, &setup).expect("a machine"));
+    for machine in &mut machines {
+        let mut choices = Vec::new();
+        machine.restart();
+        loop {
+            machine.choices(&mut choices).expect("nobody hangs");
+            let Some(&choice) = choices.first() else { break };
+            let _ = machine.perform(choice).expect("no law is broken");
+        }
+        machine.end().expect("every call was run");
+    }
 }
 
 #[test]
@@ -576,24 +492,28 @@ fn an_interrupt_before_a_write_publishes_nothing_of_it() {
 #[test]
 fn an_nmi_before_a_write_publishes_nothing_of_it() {
     for reduce in [false, true] {
-        let protocol = Protocol::new("early", "an NMI handler publishes what its program writes", 2, move || {
-            let mut scenario = Scenario::new();
-            let shared = scenario.share(Shared::new());
-            scenario.nmi_handler(move |_| shared.words[X].store(1, Release));
-            scenario.cpu(move || {
-                let _off = InterruptsOff::<SimMachine>::new();
-                shared.words[Y].store(1, Relaxed);
-                shared.run(&[Write(0)], 0);
-                shared.words[Y].store(2, Relaxed);
+        let protocol =
+            Protocol::new("early", "an NMI handler publishes what its program writes", 2, move || {
+                let mut scenario = Scenario::new();
+                let shared = scenario.share(Shared::new());
+                scenario.nmi_handler(move |_| shared.words[X].store(1, Release));
+                scenario.cpu(move || {
+                    let _off = InterruptsOff::<SimMachine>::new();
+                    shared.words[Y].store(1, Relaxed);
+                    shared.run(&[Write(0)], 0);
+                    shared.words[Y].store(2, Relaxed);
+                });
+                scenario.cpu(move || {
+                    wait::<SimMachine>(
+                        &[shared.words[Y].equals(!0, 1)],
+                        Deadline::at(smpcall_machine::Instant::from_nanos(1)),
+                    );
+                    SimMachine::send(Cpu::new(0), smpcall_machine::Ipi::Probe).expect("sent");
+                    wait::<SimMachine>(&[shared.words[X].equals(!0, 1)], Deadline::NEVER);
+                    shared.run(&[Read(0)], 0);
+                });
+                scenario
             });
-            scenario.cpu(move || {
-                wait::<SimMachine>(&[shared.words[Y].equals(!0, 1)], Deadline::at(smpcall_machine::Instant::from_nanos(1)));
-                SimMachine::send(Cpu::new(0), smpcall_machine::Ipi::Probe).expect("sent");
-                wait::<SimMachine>(&[shared.words[X].equals(!0, 1)], Deadline::NEVER);
-                shared.run(&[Read(0)], 0);
-            });
-            scenario
-        });
         assert_eq!(law(&protocol, Engine::States, reduce).as_deref(), Some("race"), "reduce {reduce}");
     }
 }
@@ -652,7 +572,11 @@ fn a_handler_is_interrupted_between_its_operations_if_it_enables_interrupts() {
     for engine in [Engine::States, Engine::Dpor] {
         for reduce in [false, true] {
             assert_eq!(law(&nested(true), engine, reduce), None, "{engine}, reduce {reduce}");
-            assert_eq!(law(&nested(false), engine, reduce).as_deref(), Some("count"), "{engine}, reduce {reduce}");
+            assert_eq!(
+                law(&nested(false), engine, reduce).as_deref(),
+                Some("count"),
+                "{engine}, reduce {reduce}"
+            );
         }
     }
 }
@@ -717,21 +641,23 @@ fn a_message_to_an_apic_that_is_disabled_for_a_moment_may_be_lost() {
 #[test]
 fn what_may_go_wrong_in_several_ways_is_explored_to_the_end() {
     let bounds = |expiries, ticks, wedges| Bounds { drops: 0, expiries, ticks, wedges };
+    let mut wrong = Vec::new();
     for bounds in [bounds(1, 0, 1), bounds(1, 1, 0), bounds(0, 1, 1), bounds(1, 1, 1), bounds(1, 2, 1)] {
         for waits in [false, true] {
-            let mut protocol = Protocol::new("several", "a wait with a deadline, beside a step", 2, move || {
-                let mut scenario = Scenario::new();
-                let shared = scenario.share(Shared::new());
-                scenario.handler(TIMER_VECTOR, |mut frame| frame.end_of_interrupt());
-                scenario.cpu(move || {
-                    if waits {
-                        let soon = Deadline::at(smpcall_machine::Instant::from_nanos(1000));
-                        wait::<SimMachine>(&[shared.words[X].equals(!0, 7)], soon);
-                    }
+            let mut protocol =
+                Protocol::new("several", "a wait with a deadline, beside a step", 2, move || {
+                    let mut scenario = Scenario::new();
+                    let shared = scenario.share(Shared::new());
+                    scenario.handler(TIMER_VECTOR, |mut frame| frame.end_of_interrupt());
+                    scenario.cpu(move || {
+                        if waits {
+                            let soon = Deadline::at(smpcall_machine::Instant::from_nanos(1000));
+                            wait::<SimMachine>(&[shared.words[X].equals(!0, 7)], soon);
+                        }
+                    });
+                    scenario.cpu(move || shared.words[Y].store(1, Relaxed));
+                    scenario
                 });
-                scenario.cpu(move || shared.words[Y].store(1, Relaxed));
-                scenario
-            });
             protocol.bounds = bounds;
             for engine in [Engine::States, Engine::Dpor] {
                 for reduce in [false, true] {
@@ -739,12 +665,16 @@ fn what_may_go_wrong_in_several_ways_is_explored_to_the_end() {
                         run(&protocol, engine, Setup { reduce, ..Setup::new(bounds) })
                     }));
                     let case = format!("{engine}, {bounds:?}, waits {waits}, reduce {reduce}");
-                    let explored = explored.unwrap_or_else(|_| panic!("panicked: {case}"));
-                    assert!(explored.is_complete() && explored.found.is_none(), "{case}: {explored:?}");
+                    match explored {
+                        Ok(explored) if explored.is_complete() && explored.found.is_none() => {}
+                        Ok(explored) => wrong.push(format!("{case}: {explored:?}")),
+                        Err(_) => wrong.push(format!("{case}: panicked")),
+                    }
                 }
             }
         }
     }
+    assert!(wrong.is_empty(), "{wrong:#?}");
 }
 
 #[test]
@@ -793,25 +723,27 @@ fn threads_agree_on_the_states_and_the_order_of_first_accesses_does_not_count() 
             scenario.cpu(move || {
                 shared.words[cpu].store(1, Relaxed);
                 shared.run(&[Write(cpu)], 0);
-                shared.words[cpu].store(2, Release);
-                shared.words[cpu].store(3, Release);
+                for value in 2..6 {
+                    shared.words[cpu].store(value, Release);
+                }
             });
         }
         scenario.cpu(move || {
-            for _ in 0..2 {
-                for cpu in 0..2 {
-                    if shared.words[cpu].load(Acquire) >= 2 {
-                        shared.run(&[Read(cpu)], 0);
-                    }
-                    program::forget_but(cpu as u64);
+            for look in 0..6 {
+                let cpu = look % 2;
+                if shared.words[cpu].load(Acquire) >= 2 {
+                    shared.run(&[Read(cpu)], 0);
                 }
+                // What was read, and through which word it is known, does not matter from here.
+                program::forget_but(look as u64);
             }
         });
         scenario
     });
     for reduce in [false, true] {
         let states = |jobs| {
-            let plan = Plan { jobs, ..plan(Engine::States, Setup { reduce, ..Setup::new(Bounds::default()) }) };
+            let plan =
+                Plan { jobs, ..plan(Engine::States, Setup { reduce, ..Setup::new(Bounds::default()) }) };
             let explored = explore(&protocol, &plan, &()).expect("a machine");
             assert!(explored.is_complete() && explored.found.is_none(), "{explored:?}");
             (explored.states, explored.endings)

@@ -243,13 +243,14 @@ fn no_exploration_misses_an_ending_of_racing_words() {
         for me in [0, 1] {
             scenario.cpu(move || {
                 let seen = words[1 - me].load(Acquire);
+                words[me].store(1 + seen, Release);
                 let sum = words[2].fetch_add(1 + me as u64, AcqRel);
                 let last = words[1 - me].swap(4, AcqRel);
                 notes[me].set(seen << 6 | sum << 3 | last);
             });
         }
     });
-    every_exploration_sees(&racing, 4);
+    every_exploration_sees(&racing, 10);
 }
 
 /// CPU 1 notes before which of its operations the ring was taken, and with what it read.
@@ -275,7 +276,7 @@ fn no_exploration_misses_an_ending_of_an_interrupted_program() {
             frame.end_of_interrupt();
         });
     });
-    every_exploration_sees(&interrupted, 8);
+    every_exploration_sees(&interrupted, 14);
 }
 
 /// A note is part of the state, its upper half too.

@@ -116,6 +116,8 @@ laws! {
     a_post_is_run_once_for_each_queueing: "post", own("post"), 2_400 states;
     a_post_from_a_handler_is_run: "post-handler", own("post-handler"), 1_700 states;
     a_post_is_run_before_a_later_call: "post-call", own("post-call"), 550 states;
+    a_post_is_run_before_a_call_from_the_slot_of_a_given_up_one: "post-reuse", own("post-reuse"), 1_000 states;
+    a_post_is_run_before_a_call_to_many_from_that_slot: "post-reuse-many", own("post-reuse-many"), 1_000 states;
     a_call_to_a_closing_cpu_is_run_or_refused: "close", own("close"), 950 states;
     a_call_to_a_closing_cpu_after_two_lost_rings: "close", bounds(2, 2), 2_200 states;
     two_posts_to_a_closing_cpu_are_run_or_refused: "close-posts", own("close-posts"), 4_100 states;

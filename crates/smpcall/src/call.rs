@@ -160,10 +160,12 @@ impl<K: Kernel> Caller<'_, K> {
 
         // SAFETY: the level is free, and this CPU's to take while interrupts are off.
         unsafe { here.mine.slots[level].payload.write(payload) };
+        // SAFETY: interrupts are off, and NMI handlers do not call.
+        let queued = state_for(QUEUED, target) | unsafe { here.mine.next_call() };
         // Release: payload and closure are visible to the target that claims this.
-        here.mine.states.0[level].store(state_for(QUEUED, target), Release);
+        here.mine.states.0[level].store(queued, Release);
         // From here on, unwinding withdraws the call or waits for it.
-        let mut pending = Pending { here, level, target, rung_at: self.started, settled: false };
+        let mut pending = Pending { here, level, target, queued, rung_at: self.started, settled: false };
         here.mine.counters().calls_sent.add(1);
         pending.rung_at = here.boxes.trace(here.me, EventKind::CallQueued, Some(target), level, 0);
         match here.boxes.mark(target, theirs, here.me) {

@@ -8,8 +8,8 @@ use core::fmt;
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::door::{GROUPS, group_bit};
-use crate::slot::{LEVELS, Slot};
-use crate::{Counters, Cpu, EventRing, EventSlot, Kernel, Pointer, Word, post};
+use crate::slot::{LEVELS, Slot, number_bits};
+use crate::{Counters, Cpu, EventRing, EventSlot, Kernel, Plain, Pointer, Word, post};
 use smpcall_machine::{Counter, CpuSetStorage, Event, EventKind, Instant, Machine};
 
 /// Keeps what senders write, what the owner writes and what waiters read on lines of their own.
@@ -25,6 +25,8 @@ pub struct Mailbox<K: Kernel> {
     /// The state words of the outgoing slots: one line, because targets look at all of them.
     pub(crate) states: Line<[Word<K>; LEVELS]>,
     pub(crate) slots: [Slot<K>; LEVELS],
+    /// How many calls this CPU has queued. The owner's, with interrupts off.
+    pub(crate) calls_queued: Plain<K, u64>,
     /// Levels whose caller left a claimed `'static` call behind: free once they are finished.
     pub(crate) left_behind: Word<K>,
     /// When a ring to this CPU was last repeated: waiters share one back-off.
@@ -72,6 +74,7 @@ impl<K: Kernel> Mailbox<K> {
         posts: Line(Pointer::<K, _>::new(post::closed())),
         states: Line([const { Word::<K>::new(0) }; LEVELS]),
         slots: [const { Slot::<K>::NEW }; LEVELS],
+        calls_queued: Plain::<K, _>::new(0),
         left_behind: Word::<K>::new(0),
         rung_again_at: Word::<K>::new(0),
         backlog: Pointer::<K, _>::new(core::ptr::null_mut()),
@@ -79,6 +82,20 @@ impl<K: Kernel> Mailbox<K> {
         takes_nmi: Word::<K>::new(0),
         own: Line(Own::NEW),
     };
+
+    /// Takes the number of the next call of this CPU.
+    ///
+    /// # Safety
+    /// Called by the owner with interrupts disabled, not in an NMI handler.
+    #[inline(always)]
+    pub(crate) unsafe fn next_call(&self) -> u64 {
+        // SAFETY: no other CPU accesses it, and no handler can come in between, says the caller.
+        unsafe {
+            let number = self.calls_queued.read();
+            self.calls_queued.write(number.wrapping_add(1));
+            number_bits(number)
+        }
+    }
 
     /// What this CPU has counted.
     pub fn counters(&self) -> &Counters {
@@ -193,6 +210,8 @@ impl<K: Kernel> Mailboxes<K> {
     /// targets still run would complete into slots that are given to others.
     pub unsafe fn reset(&self) {
         for mailbox in self.cpus {
+            // SAFETY: no CPU uses the mailboxes, says the caller.
+            unsafe { mailbox.calls_queued.write(0) };
             mailbox.door.0.store(0, Relaxed);
             mailbox.posts.0.store(post::closed(), Relaxed);
             mailbox.backlog.store(core::ptr::null_mut(), Relaxed);

@@ -204,9 +204,11 @@ impl<K: Kernel> PendingMany<K> {
         let total = targets.len() as u64;
         // SAFETY: the level is free, and this CPU's to take while interrupts are off.
         unsafe { mine.slots[self.level].payload.write(payload) };
+        // SAFETY: interrupts are off, and NMI handlers do not call.
+        let number = unsafe { mine.next_call() };
         // Relaxed: published by the claim bits. The count comes first, because targets count down at once.
         self.count().store(total, Relaxed);
-        mine.states.0[self.level].store(MANY, Relaxed);
+        mine.states.0[self.level].store(MANY | number, Relaxed);
         for (claims, &bits) in self.claims().iter().zip(targets.words()) {
             if bits != 0 {
                 // Release: payload, count and closure are visible to the targets that clear their bits.

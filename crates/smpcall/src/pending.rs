@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use crate::attend::Attended;
 use crate::ladder::Ladder;
 use crate::serve::Here;
-use crate::slot::{CLAIMED, EMPTY, FINISHED, PANICKED, QUEUED, phase, state_for};
+use crate::slot::{CLAIMED, EMPTY, FINISHED, PANICKED, QUEUED, phase};
 use crate::{CallError, Caller, Cpu, Deadline, Instant, InterruptsOff, Kernel, Word};
 use smpcall_machine::{EventKind, Woken};
 
@@ -16,6 +16,8 @@ pub(crate) struct Pending<K: Kernel> {
     pub(crate) here: Here<K>,
     pub(crate) level: usize,
     pub(crate) target: Cpu,
+    /// The state of its slot while it is queued.
+    pub(crate) queued: u64,
     /// When it was rung for, or queued if somebody else had rung: from then on an answer is due.
     pub(crate) rung_at: Instant,
     pub(crate) settled: bool,
@@ -28,9 +30,8 @@ impl<K: Kernel> Pending<K> {
 
     /// Tries to take the call back. The one step that decides against the target's claim.
     fn withdraw(&mut self, kind: EventKind) -> bool {
-        let queued = state_for(QUEUED, self.target);
         // Release: the slot's next owner may be another context. Acquire on failure: the call may be finished.
-        if self.state().compare_exchange(queued, EMPTY, Release, Acquire).is_err() {
+        if self.state().compare_exchange(self.queued, EMPTY, Release, Acquire).is_err() {
             return false;
         }
         self.settle(kind);

@@ -10,7 +10,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 use crate::attend::Attended;
 use crate::door::{ALL_GROUPS, ATTENDED, FIRST_GROUP, GROUPS, MARKS, OPEN, POSTS, RESCHEDULE, group_bit};
 use crate::mailbox::Own;
-use crate::slot::{CLAIMED, DONE, LEVELS, MANY, PANICKED, QUEUED, SOME_PANICKED, phase, state_for};
+use crate::slot::{CLAIMED, DONE, LEVELS, MANY, PANICKED, SOME_PANICKED, in_phase, is_queued_for, phase};
 use crate::{Cpu, Kernel, Mailbox, Mailboxes, Word};
 use smpcall_machine::EventKind;
 
@@ -164,31 +164,56 @@ impl<K: Kernel> Here<K> {
         for level in 0..LEVELS {
             let state = &theirs.states.0[level];
             // Acquire: for the posts before it. (The swap that took the mark has made the state visible.)
-            let seen = state.load(Acquire);
-            if seen == state_for(QUEUED, self.me) {
+            let mut seen = state.load(Acquire);
+            while is_queued_for(seen, self.me) {
                 self.run_earlier_posts(budget);
                 // Acquire: the payload is read after this and not before. This step decides against the
-                // caller's withdrawal.
-                let claimed = state_for(CLAIMED, self.me);
-                if state.compare_exchange(seen, claimed, Acquire, Relaxed).is_ok() {
-                    *budget = budget.saturating_sub(1);
-                    self.run_call(source, level, Completion::One(state));
-                }
-            } else if phase(seen) == MANY {
-                let word = &self.boxes.claims_of(source, level)[self.me.index() / 64];
-                let bit = 1 << (self.me.number() % 64);
-                // The load spares those who are no target a write. Acquire: for the posts, and as above.
-                if word.load(Acquire) & bit == 0 {
-                    continue;
-                }
-                self.run_earlier_posts(budget);
-                if word.fetch_and(!bit, Acquire) & bit != 0 {
-                    *budget = budget.saturating_sub(1);
-                    let panicked = &self.boxes.panics_of(source, level)[self.me.index() / 64];
-                    let count = &theirs.slots[level].count;
-                    self.run_call(source, level, Completion::OfMany { count, panicked, bit });
+                // caller's withdrawal. On failure for the posts before the call that is there now.
+                match state.compare_exchange(seen, in_phase(seen, CLAIMED), Acquire, Acquire) {
+                    Ok(_) => {
+                        *budget = budget.saturating_sub(1);
+                        self.run_call(source, level, Completion::One(state));
+                        break;
+                    }
+                    Err(found) => seen = found,
                 }
             }
+            if phase(seen) == MANY {
+                self.run_call_to_many_of(source, theirs, level, seen, budget);
+            }
+        }
+    }
+
+    /// Claims and runs the call to many that `source` has in this slot, if this CPU is one of them.
+    fn run_call_to_many_of(
+        &self,
+        source: Cpu,
+        theirs: &Mailbox<K>,
+        level: usize,
+        mut seen: u64,
+        budget: &mut u32,
+    ) {
+        let word = &self.boxes.claims_of(source, level)[self.me.index() / 64];
+        let bit = 1 << (self.me.number() % 64);
+        // The load spares those who are no target a write. Acquire: for the posts before the call.
+        while word.load(Acquire) & bit != 0 {
+            self.run_earlier_posts(budget);
+            // Acquire: as for a call to one; and the state below is that of the claimed call, or of a later one.
+            if word.fetch_and(!bit, Acquire) & bit == 0 {
+                return;
+            }
+            // Relaxed: the claimed call's, because the bit was set after it, and it stays until the call is finished.
+            let claimed = theirs.states.0[level].load(Relaxed);
+            if claimed == seen {
+                *budget = budget.saturating_sub(1);
+                let panicked = &self.boxes.panics_of(source, level)[self.me.index() / 64];
+                let count = &theirs.slots[level].count;
+                self.run_call(source, level, Completion::OfMany { count, panicked, bit });
+                return;
+            }
+            // Another call than the one that was looked at: the posts before it come first. Release: as by its caller.
+            word.fetch_or(bit, Release);
+            seen = claimed;
         }
     }
 

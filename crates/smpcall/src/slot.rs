@@ -1,7 +1,11 @@
 //! A slot: where a CPU's outgoing call stands while it is under way. One slot per call level.
 //!
 //! The state word names the target, and the target reads the payload only after it has claimed the call. So a
-//! stale mark that meets a reused slot can do no harm, and no sequence number is needed.
+//! stale mark that meets a reused slot runs nothing twice and nothing on the wrong CPU.
+//!
+//! It also holds the number of the call among those of its CPU, because a pass looks at a call, runs the posts that
+//! were made before it, and then claims it: without a number it could claim the next call from the same slot, and
+//! run it before a post that was made in between.
 //!
 //! | from | to | by | how |
 //! |---|---|---|---|
@@ -42,6 +46,25 @@ pub(crate) const FINISHED: u64 = 4;
 #[inline(always)]
 pub(crate) const fn state_for(phase: u64, target: Cpu) -> u64 {
     phase | (target.number() as u64) << 8
+}
+
+/// The number of a call in its state word: 24 bits. Between its look and its claim a pass would have to stand still for
+/// 16 million calls of one CPU to mistake one for another.
+#[inline(always)]
+pub(crate) const fn number_bits(number: u64) -> u64 {
+    number << 40
+}
+
+/// The same call's state in another phase.
+#[inline(always)]
+pub(crate) const fn in_phase(state: u64, phase: u64) -> u64 {
+    state & !0xff | phase
+}
+
+/// Whether the state is that of a call that waits for this target's claim.
+#[inline(always)]
+pub(crate) const fn is_queued_for(state: u64, target: Cpu) -> bool {
+    state & (number_bits(1) - 1) == state_for(QUEUED, target)
 }
 
 /// The phase of a state word.

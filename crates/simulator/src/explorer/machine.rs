@@ -3,8 +3,9 @@
 use smpcall_machine::Cpu;
 
 use super::choice::{Action, Choice};
-use super::footprint::{Footprint, Use};
+use super::footprint::{Footprint, Place, Use};
 use super::scenario::{Aftermath, Bounds, MemoryModel, Protocol};
+pub(crate) use super::system::BEGIN_AGAIN;
 use super::system::{System, Violation};
 use crate::explored::{Learned, Options, place};
 use crate::hash::absorb;
@@ -16,9 +17,6 @@ use crate::{Config, ConfigError};
 
 /// Time may pass this often in one execution before the machine is said to hang.
 const PATIENCE: u32 = 40;
-
-/// The name of the law that is no law: what was taken for private is not, and the exploration has to begin again.
-pub(crate) const BEGIN_AGAIN: &str = "begin again";
 
 /// How a machine is explored.
 #[derive(Clone, Debug)]
@@ -71,6 +69,8 @@ pub struct ExploredMachine {
     idle: u32,
     /// One bit for each CPU that makes no step any more.
     wedged: u64,
+    /// Nothing was decided in this execution.
+    begins: bool,
     started: bool,
 }
 
@@ -99,7 +99,7 @@ impl ExploredMachine {
                 buffers: setup.memory == MemoryModel::Tso,
                 local: setup.reduce && learned.tells_cpus_apart(),
             };
-            machine.explored.learned = learned;
+            machine.explored.believe(learned);
             machine.explored.mutant.clone_from(&setup.mutant);
         });
         Ok(Self {
@@ -113,6 +113,7 @@ impl ExploredMachine {
             all_stale: true,
             idle: 0,
             wedged: 0,
+            begins: true,
             started: false,
         })
     }
@@ -161,30 +162,35 @@ impl ExploredMachine {
         }
     }
 
-    /// What time, ticks and wedges can do; the others' choices are there already.
+    /// What time, ticks and wedges can do; the others' choices are there already. Nothing of this vanishes because
+    /// somebody else moves, unless [footprints](Self::spend) say so.
     fn choices_of_time(&mut self, choices: &mut Vec<Choice>) {
         let stuck = choices.is_empty();
-        if !stuck && self.left.expiries == 0 && self.left.ticks == 0 && self.left.wedges == 0 {
+        let Bounds { expiries, ticks, wedges, .. } = self.left;
+        if !stuck && expiries == 0 && ticks == 0 && wedges == 0 {
             return;
         }
-        let unfinished = !stuck || self.each_cpu().any(|cpu| !self.is_done(cpu));
+        let unfinished = self.each_cpu().any(|cpu| !self.is_done(cpu));
         let earliest = self.each_cpu().filter_map(|cpu| self.deadline(cpu)).min();
         for cpu in self.each_cpu() {
             let number = cpu.number() as u16;
             if self.is_wedged(number) {
                 continue;
             }
+            let offer = self.offers[cpu.index()];
             if let Some(deadline) = self.deadline(cpu) {
                 if stuck && Some(deadline) == earliest {
                     choices.push(Choice::new(number, Action::TimePasses));
-                } else if self.left.expiries > 0 && !self.offers[cpu.index()].has(Offer::STEP) {
+                }
+                if expiries > 0 && !offer.has(Offer::STEP) {
                     choices.push(Choice::new(number, Action::Expire));
                 }
             }
-            if unfinished && self.left.ticks > 0 {
+            if unfinished && ticks > 0 {
                 choices.push(Choice::new(number, Action::Tick));
             }
-            if unfinished && !stuck && self.left.wedges > 0 && !self.offers[cpu.index()].has(Offer::ENDED) {
+            if wedges > 0 && offer.has(Offer::NMI | Offer::INTERRUPT | Offer::STEP) {
+                // Instead of its next move: where it has none, it makes no difference.
                 choices.push(Choice::new(number, Action::Wedge));
             }
         }
@@ -200,6 +206,11 @@ impl ExploredMachine {
     /// Whether nothing is expected of the CPU any more.
     pub(super) fn is_done(&self, cpu: Cpu) -> bool {
         self.is_wedged(cpu.number() as u16) || self.offers[cpu.index()].has(Offer::ENDED)
+    }
+
+    /// The same, after a decision of the CPU's.
+    fn is_done_now(&self, cpu: u16) -> bool {
+        self.is_wedged(cpu) || self.stepper.with(|machine| machine.cpus[cpu as usize].is_idle())
     }
 
     /// Who has not ended, and where it stands.
@@ -241,10 +252,41 @@ impl ExploredMachine {
                 machine.request(index, crate::TIMER_VECTOR);
             }),
             Action::Wedge => {
+                // What its wait looks at, if it waits.
+                self.look();
                 self.stepper.with(|machine| machine.explored.footprint.clear());
                 self.wedged |= 1 << (choice.cpu % 64);
             }
         }
+    }
+
+    /// What lets a CPU move: a wait's words, its interrupt requests.
+    fn touch_what_moves(&mut self, cpu: u16, footprint: &mut Footprint) {
+        let index = cpu as usize;
+        self.stepper.with(|machine| {
+            let places = &mut machine.explored.places;
+            let processor = &machine.cpus[index];
+            if processor.conditions.is_some() {
+                for &address in &processor.watched {
+                    let slot = places.slot(address);
+                    footprint.add(places.all[slot as usize].place, Use::Read);
+                }
+            }
+            footprint.add(irr_place(index), Use::Read);
+            footprint.add(nmi_place(index), Use::Read);
+        });
+    }
+
+    fn hang(&self) -> Violation {
+        Violation::new("hang", format!("nobody can move. {}", self.waiters()))
+    }
+
+    /// Whether what has happened since somebody asked last breaks a law, or ends the exploration.
+    fn is_in_trouble(&self) -> bool {
+        self.stepper.with(|machine| {
+            let explored = &machine.explored;
+            explored.violation.is_some() || explored.contradicted || machine.stop.is_some()
+        })
     }
 
     /// Why the execution cannot go on.
@@ -267,7 +309,7 @@ impl ExploredMachine {
 
     /// What the choice takes from the budgets, and that others can notice that.
     fn spend(&mut self, choice: Choice, footprint: &mut Footprint) {
-        let (drops, expiries, ticks, wedges) = (0, 1, 2, 3);
+        let (drops, expiries, ticks, wedges, unfinished) = (0, 1, 2, 3, 4);
         match choice.action {
             Action::Lose(losing) => {
                 self.left.drops -= losing.count_ones();
@@ -280,16 +322,22 @@ impl ExploredMachine {
             Action::Tick => {
                 self.left.ticks -= 1;
                 footprint.add(budget_place(ticks), Use::Write);
+                footprint.add(budget_place(unfinished), Use::Read);
             }
             Action::Wedge => {
                 self.left.wedges -= 1;
                 footprint.add(budget_place(wedges), Use::Write);
+                self.touch_what_moves(choice.cpu, footprint);
             }
             Action::TimePasses => {
                 self.idle += 1;
                 *footprint = Footprint::EVERYTHING;
             }
             _ => {}
+        }
+        if self.bounds.ticks > 0 && self.is_done_now(choice.cpu) {
+            // This may be the last end, after which no tick comes.
+            footprint.add(budget_place(unfinished), Use::Raise);
         }
         // Who comes to a wait that could expire, or has sent what could be lost, has looked at what is left.
         if self.bounds.expiries > 0 {
@@ -311,18 +359,23 @@ impl System for ExploredMachine {
         self.all_stale = true;
         self.idle = 0;
         self.wedged = 0;
+        self.begins = true;
         if self.started {
             // SAFETY: the programs own nothing across their operations that relies on being dropped, says `Scenario`, and
             // the mailboxes, which could refer to their stacks, are put back.
-            unsafe { self.stepper.restart() };
+            unsafe { self.stepper.begin_again() };
         } else {
             self.started = true;
-            self.stepper.start();
+            self.stepper.begin();
         }
     }
 
     fn choices(&mut self, choices: &mut Vec<Choice>) -> Result<(), Violation> {
         choices.clear();
+        if core::mem::take(&mut self.begins) && self.is_in_trouble() {
+            // Before anybody's first operation.
+            return Err(self.trouble());
+        }
         self.look();
         for cpu in 0..self.cpus {
             let offer = self.offers[cpu as usize];
@@ -418,7 +471,21 @@ impl System for ExploredMachine {
                 withheld.add(budget_place(budget), Use::Write);
             }
         }
+        // A tick comes to somebody only while somebody is not done.
+        if left.ticks > 0 && self.each_cpu().all(|cpu| self.is_done(cpu)) {
+            withheld.add(budget_place(4), Use::Read);
+        }
         withheld
+    }
+
+    fn owed_to(&mut self, choice: Choice) -> Option<Place> {
+        // Where the deadline could come instead, the CPU has something to do without that change too.
+        let expires = self.bounds.expiries > 0 && self.offers[choice.cpu as usize].has(Offer::DEADLINE);
+        if choice.action == Action::Step && !expires {
+            self.stepper.wait_is_owed_to(Cpu::new(choice.cpu.into()))
+        } else {
+            None
+        }
     }
 
     fn digest(&mut self) -> u64 {
@@ -429,12 +496,14 @@ impl System for ExploredMachine {
         let Bounds { drops, expiries, ticks, wedges } = self.left;
         let left =
             u64::from(drops) | u64::from(expiries) << 16 | u64::from(ticks) << 32 | u64::from(wedges) << 48;
-        absorb(absorb(self.stepper.state_hash(), left), self.wedged)
+        let hash = absorb(absorb(self.stepper.state_hash(), left), self.wedged);
+        // The machine hangs when this goes too far.
+        absorb(hash, self.idle.into())
     }
 
     fn end(&mut self) -> Result<u64, Violation> {
         if !self.each_cpu().all(|cpu| self.is_done(cpu)) {
-            return Err(Violation::new("hang", format!("nobody can move. {}", self.waiters())));
+            return Err(self.hang());
         }
         self.aftermath.check()?;
         let hash = self.stepper.with(|machine| machine.explored.hash);

@@ -248,10 +248,18 @@ fn rounds(
     check(protocol, plan)?;
     let start = Instant::now();
     // Whether there can be such a machine is known before there are threads.
-    let unreduced = Setup { reduce: false, ..plan.setup.clone() };
+    let unreduced = Setup { reduce: false, hashes: true, ..plan.setup.clone() };
     let mut machine = ExploredMachine::with_learned(protocol, &unreduced, learned.clone())?;
     if plan.shard.is_some() && plan.setup.reduce {
         fresh::learn(&mut machine, LESSONS);
+    }
+    if let Err(found) = fresh::check_repeats(&mut machine) {
+        return Ok(Exploration {
+            incomplete: Some(Incomplete::Violation),
+            found: Some(found),
+            elapsed: start.elapsed(),
+            ..Exploration::default()
+        });
     }
     drop(machine);
     let mut executions = 0;
@@ -295,6 +303,7 @@ fn round(
     learned: &Learned,
     again: &AtomicBool,
 ) -> Exploration {
+    let learned = &learned.freeze();
     let factory = || {
         let machine = ExploredMachine::with_learned(protocol, &plan.setup, learned.clone());
         Fresh { machine: machine.expect("there was such a machine a moment ago"), again }

@@ -9,12 +9,11 @@
 //! | `fix` | the same | it looks at its list when it is back |
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
-use std::cell::Cell;
 
 use smpcall_machine::{Cpu, Deadline, Word, wait};
 
 use super::scenario::{Protocol, Scenario};
-use crate::{InterruptFrame, SimMachine, SimMemory, program};
+use crate::{SimMachine, SimMemory, program};
 
 const CALLS: usize = 8;
 /// The most senders: the target makes a call too.
@@ -117,24 +116,12 @@ pub fn ok(senders: usize) -> Protocol {
     })
 }
 
-thread_local! {
-    /// Where the handler, which is a plain function, finds the list.
-    static LIST: Cell<Option<&'static Shared>> = const { Cell::new(None) };
-}
-
-fn handle(mut frame: InterruptFrame) {
-    let shared = LIST.get().expect("the scenario of this thread has set it");
-    shared.handle();
-    frame.end_of_interrupt();
-}
-
 /// `irq N`.
 pub fn irq(senders: usize) -> Protocol {
     let about = format!("the small protocol: {senders} senders, and a target that is interrupted anywhere");
     Protocol::new(format!("irq{senders}"), about, senders + 1, move || {
         let mut scenario = Scenario::new();
         let shared = Shared::new(&mut scenario, 1);
-        LIST.set(Some(shared));
         let target = Cpu::new(senders as u32);
         let ring = move || program::request_interrupt(target, VECTOR);
         for call in 0..senders {
@@ -151,7 +138,10 @@ pub fn irq(senders: usize) -> Protocol {
             }
             program::forget_but(0);
         });
-        scenario.handler(VECTOR, handle);
+        scenario.handler(VECTOR, move |mut frame| {
+            shared.handle();
+            frame.end_of_interrupt();
+        });
         scenario
     })
 }

@@ -27,6 +27,9 @@ impl fmt::Display for Violation {
     }
 }
 
+/// The law that is no law: what the exploration rests on has turned out false, and it has to begin again.
+pub(crate) const BEGIN_AGAIN: &str = "begin again";
+
 /// Something with a finite number of choices at each moment. Engines know nothing else of a machine.
 ///
 /// Deterministic: the same choices lead to the same state, with the same choices, footprints and hashes, in every
@@ -35,6 +38,8 @@ impl fmt::Display for Violation {
 /// The contract that reduction rests on: if `a` and `b` are choices of different CPUs, both offered now, and their
 /// footprints do not conflict, then after `a` the choice `b` is still offered and has the same footprint, the same holds the
 /// other way round, and both orders lead to the same state. All choices of one CPU exclude or follow each other.
+/// If `b` is offered only after `a`, they conflict. The one exception is [`TimePasses`](super::choice::Action::TimePasses), which touches
+/// everything and comes and goes as others can move or not; what else is offered must not depend on that.
 pub trait System {
     /// Begins anew.
     fn restart(&mut self);

@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 
 use super::choice::Choice;
 use super::report::{Found, Incomplete, Limits, Observer, Progress};
-use super::system::Violation;
+use super::system::{BEGIN_AGAIN, Violation};
 
 /// So often the observer is called. It is asked whether to stop as often.
 const PERIOD: Duration = Duration::from_millis(100);
@@ -94,13 +94,15 @@ impl<'a> Watch<'a> {
 
     /// A violation was found. Of several, the shortest schedule is kept, and of these the first in order.
     pub(super) fn found(&self, violation: Violation, schedule: Vec<Choice>) {
+        // What was explored under a false assumption cannot be gone on with.
+        let again = violation.law == BEGIN_AGAIN;
         let mut outcome = self.outcome();
         let rank = |schedule: &[Choice]| (schedule.len(), schedule.to_vec());
         if outcome.found.as_ref().is_none_or(|known| rank(&schedule) < rank(&known.schedule)) {
             outcome.found = Some(Found { violation, schedule });
         }
         drop(outcome);
-        if !self.keep_going {
+        if !self.keep_going || again {
             self.stop(Incomplete::Violation);
         }
     }

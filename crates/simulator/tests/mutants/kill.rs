@@ -78,10 +78,12 @@ impl Fate {
     /// As one line that [`read`](Self::read) reads.
     pub(crate) fn line(&self) -> String {
         match self {
-            Self::Killed { by, law, what, operations, all_operations, faults, shortest, schedule } => format!(
-                "FATE\tkilled\t{by}\t{law}\t{}\t{operations}\t{all_operations}\t{faults}\t{shortest}\t{schedule}",
-                what.replace(['\t', '\n'], " ")
-            ),
+            Self::Killed { by, law, what, operations, all_operations, faults, shortest, schedule } => {
+                format!(
+                    "FATE\tkilled\t{by}\t{law}\t{}\t{operations}\t{all_operations}\t{faults}\t{shortest}\t{schedule}",
+                    what.replace(['\t', '\n'], " ")
+                )
+            }
             Self::Survived { reached, incomplete } => {
                 format!("FATE\tsurvived\t{reached}\t{}", incomplete.join(","))
             }

@@ -25,10 +25,16 @@ pub(crate) struct Site {
 pub(crate) fn sites() -> Vec<Site> {
     let mut sites = Vec::new();
     for (file, text) in code::FILES {
-        for (index, text) in text.lines().enumerate().take_while(|(_, line)| !line.starts_with("#[cfg(test)]")) {
+        for (index, text) in
+            text.lines().enumerate().take_while(|(_, line)| !line.starts_with("#[cfg(test)]"))
+        {
             let text = text.trim();
             // The wait of `wait_serving` stands, for the machine, where that is called.
-            if file.ends_with("attend.rs") && text.contains("wait::<") || text.starts_with("//") || text.starts_with("use ") || text.starts_with("pub") {
+            if file.ends_with("attend.rs") && text.contains("wait::<")
+                || text.starts_with("//")
+                || text.starts_with("use ")
+                || text.starts_with("pub")
+            {
                 continue;
             }
             for fault in faults_in(text) {
@@ -112,7 +118,8 @@ fn all_protocols() -> Vec<Protocol> {
 
 /// Protocols of few states.
 fn is_small(name: &str) -> bool {
-    let laws = ["call", "call-polling", "deadline", "close", "close-post", "post-call", "close-open-post", "twice"];
+    let laws =
+        ["call", "call-polling", "deadline", "close", "close-post", "post-call", "close-open-post", "twice"];
     laws.contains(&name)
         || purpose::all().iter().any(|own| own.name == name && own.cpus <= 3 && name != "interrupted-caller")
 }
@@ -124,7 +131,8 @@ fn shortest(all: &[Protocol], mutant: &Mutant, states: u64) -> Option<Fate> {
     let mut best: Option<(u32, Fate)> = None;
     for memory in memories {
         for protocol in all.iter().filter(|protocol| is_small(&protocol.name)) {
-            if let (Some(fate @ Fate::Killed { operations, .. }), _) = attempt(protocol, memory, mutant, limits)
+            if let (Some(fate @ Fate::Killed { operations, .. }), _) =
+                attempt(protocol, memory, mutant, limits)
                 && best.as_ref().is_none_or(|(fewest, _)| operations < *fewest)
             {
                 best = Some((operations, fate));
@@ -184,7 +192,7 @@ pub(crate) fn report(site: &Site, fate: &Fate) -> String {
     let _ = match fate {
         Fate::Killed { by, law, operations, all_operations, .. } => {
             write!(line, "killed by {by} ({law}), {operations} of {all_operations} operations")
-        },
+        }
         Fate::Survived { reached: 0, .. } => write!(line, "NOT REACHED `{}`", site.text),
         Fate::Survived { reached, incomplete } => {
             write!(line, "SURVIVED, reached {reached} times, incomplete {incomplete:?} `{}`", site.text)

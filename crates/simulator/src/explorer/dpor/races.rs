@@ -15,7 +15,12 @@
 //!   made false;
 //! - an event of a CPU, and a later one that would have offered the CPU more, had it come before: an interrupt.
 //!
-//! What one of a node's own decisions takes away at once from another CPU is scheduled there at once.
+//! An alternative that sleeps while its CPU makes another choice counts as withheld: it will not be explored there, but
+//! what would wake it must have its turn. An expired wait withholds the passing of time, to which everybody's decisions
+//! lead. And what a decision takes away from another CPU at once is scheduled before it at once.
+//!
+//! Each of these is needed: without it the soundness oracle (`tests/oracle.rs`) finds lost classes, but for the last
+//! one, which stands beside the second kind of race.
 
 use super::path::{Clock, CpuBits, Event, Path, Touched, bit, join};
 use super::{MAX_CPUS, Reduction};

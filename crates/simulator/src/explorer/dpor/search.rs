@@ -1,5 +1,6 @@
 //! The search: executes, goes back to the deepest node where something is left to be tried, replays, and goes on.
 
+use super::super::system::{BEGIN_AGAIN, System, Violation};
 use super::frontier::Unit;
 use super::path::{Path, Sleeper};
 use super::races::Observed;
@@ -8,7 +9,6 @@ use super::{Options, Reduction, Tally};
 use crate::explorer::choice::Choice;
 use crate::explorer::footprint::Footprint;
 use crate::explorer::report::Found;
-use crate::explorer::system::{System, Violation};
 
 /// The clock is looked at after so many decisions: a few tens of microseconds on a machine, less on a toy.
 const DECISIONS_BETWEEN_POLLS: u32 = 1024;
@@ -77,7 +77,10 @@ impl<'a, S: System> Search<'a, S> {
         let mut ending = self.begin(unit);
         loop {
             let interrupted = matches!(ending, Ending::Interrupted);
-            let violation = matches!(ending, Ending::Violation(_));
+            let stops = match &ending {
+                Ending::Violation(violation) => !self.keep_going || violation.law == BEGIN_AGAIN,
+                _ => false,
+            };
             self.note(ending);
             if interrupted || self.watch.is_over(number) {
                 break;
@@ -90,7 +93,7 @@ impl<'a, S: System> Search<'a, S> {
                     break Some(choice);
                 }
             };
-            self.tally.finished = next.is_none() || (violation && !self.keep_going);
+            self.tally.finished = next.is_none() || stops;
             match next {
                 Some(choice) if !self.tally.finished => ending = self.replay_and_execute(choice),
                 _ => break,

@@ -130,7 +130,7 @@ impl<'a> Watch<'a> {
         let parts = self.jobs.iter().map(|job| f64::from_bits(job.done.load(Ordering::Relaxed)));
         let taken = self.next.load(Ordering::Relaxed).min(self.units);
         let begun = taken.saturating_sub(self.jobs.len());
-        let done = (begun as f64 + parts.sum::<f64>()) / self.units.max(1) as f64;
+        let done = (f64::from(begun as u32) + parts.sum::<f64>()) / f64::from(self.units.max(1) as u32);
         Progress {
             executions: self.executions.load(Ordering::Relaxed),
             classes: self.classes.load(Ordering::Relaxed),

@@ -155,7 +155,7 @@ impl Sends {
                 SimAccess.write(Register::ICR_LOW, icr as u32);
             }
             Self::OneRegister => {
-                write_icr_unfenced(physical.encode(Mode::X2Apic).expect("an identifier fits"))
+                write_icr_unfenced(physical.encode(Mode::X2Apic).expect("an identifier fits"));
             }
         }
     }

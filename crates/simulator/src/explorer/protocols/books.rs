@@ -36,7 +36,7 @@ impl Told {
 #[derive(Clone, Copy)]
 pub(super) enum Wrong {
     InterruptsEnabled = 1,
-    WrongCpu,
+    OnAnotherCpu,
     NotVisible,
     RefusedForNothing,
     OutOfOrder,
@@ -191,7 +191,7 @@ impl Books {
         let closure = || {
             self.run(entry);
             if SimMachine::current_cpu() != target {
-                self.wrong(Wrong::WrongCpu);
+                self.wrong(Wrong::OnAnotherCpu);
             }
             written = entry + 1;
             entry
@@ -221,7 +221,7 @@ impl Books {
         let position = |cpu: Cpu| targets.iter().position(|&target| target == cpu.number());
         let result = caller.call_many(&set, |cpu| match position(cpu) {
             Some(position) if cpu == SimMachine::current_cpu() => self.run(entry + position),
-            _ => self.wrong(Wrong::WrongCpu),
+            _ => self.wrong(Wrong::OnAnotherCpu),
         });
         for (position, &target) in targets.iter().enumerate() {
             let ran = match &result {

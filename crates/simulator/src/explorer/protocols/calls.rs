@@ -11,6 +11,7 @@ use crate::SimMachine;
 use crate::explorer::scenario::Protocol;
 use crate::kernel::Calls;
 
+#[allow(clippy::too_many_lines, reason = "a list")]
 pub(super) fn all() -> Vec<Protocol> {
     vec![
         protocol("call", "one call, interrupts on: run once, whatever ring is lost (L1, L2, L3)", 2, |cpu| {

@@ -212,12 +212,8 @@ fn probe() -> Protocol {
         cpu.does(move |books| {
             let result = Calls::within(limit).call(Cpu::new(1), || books.run(0));
             if let Err(CallError::TimedOut(diagnosis)) = result {
-                let possible = match diagnosis.target {
-                    TargetState::InterruptsDisabled { .. } | TargetState::NotTaken { .. } => true,
-                    // The NMI is lost, or late.
-                    TargetState::NoSignOfLife | TargetState::NotProbed => true,
-                    TargetState::Offline | TargetState::Busy { .. } => false,
-                };
+                // No sign of life: the NMI is lost, or late.
+                let possible = !matches!(diagnosis.target, TargetState::Offline | TargetState::Busy { .. });
                 if !possible {
                     books.wrong(Wrong::Misdiagnosed);
                 }

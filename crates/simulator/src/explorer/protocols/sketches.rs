@@ -327,10 +327,10 @@ fn refusal(mended: bool) -> Protocol {
     sketch("refusal", about, mended, 3, 0, move |scenario, sheet| {
         scenario.cpu(move || {
             sheet.state.store(QUEUED, Release);
-            if sheet.doors[2].fetch_or(MARK, AcqRel) & OPEN != 0 {
-                sheet.await_state(DONE);
-                sheet.told[0].add(1);
-            } else if mended && sheet.state.compare_exchange(QUEUED, EMPTY, AcqRel, Acquire).is_err() {
+            let closed = sheet.doors[2].fetch_or(MARK, AcqRel) & OPEN == 0;
+            let withdrawn =
+                closed && (!mended || sheet.state.compare_exchange(QUEUED, EMPTY, AcqRel, Acquire).is_ok());
+            if !withdrawn {
                 sheet.await_state(DONE);
                 sheet.told[0].add(1);
             }

@@ -7,7 +7,7 @@ use core::sync::atomic::{AtomicU64, Ordering};
 use std::collections::VecDeque;
 
 use smpcall_local_apic::Register;
-use smpcall_machine::{Access, Cpu};
+use smpcall_machine::{Access, Awaited as Condition, Cpu};
 
 use crate::explored::{Told, place};
 use crate::explorer::choice::{Action, Choice};
@@ -330,12 +330,19 @@ impl Teller {
             _ => Status::Runs,
         };
         let waits_for = if status == Status::Waits {
-            let watched = machine.stepper.watched(cpu);
-            let awaited = self.found(machine, &watched).into_iter().map(|(variable, value)| Awaited {
-                variable,
-                condition: "to change".into(),
-                value,
-                writers: Writers::Unknown,
+            let conditions = machine.stepper.awaited(cpu);
+            let awaited = conditions.into_iter().map(|awaited| {
+                // SAFETY: the wait is suspended and its conditions look at this word: it is alive.
+                let value = unsafe { read(awaited.location.addr()) };
+                let Condition { mask, value: wanted, equal, .. } = awaited;
+                let relation = if equal { "=" } else { "!=" };
+                let bits = if mask == !0 { String::new() } else { format!("& {mask:#x} ") };
+                Awaited {
+                    variable: self.name(machine, awaited.location.addr()),
+                    condition: format!("{bits}{relation} {}", value_text(wanted)),
+                    value,
+                    writers: Writers::Unknown,
+                }
             });
             awaited.collect()
         } else {
@@ -421,4 +428,9 @@ fn states(machine: &ExploredMachine) -> Vec<InterruptState> {
         };
         machine.cpus.iter().map(state).collect()
     })
+}
+
+/// Small numbers as people write them.
+fn value_text(value: u64) -> String {
+    if value < 10 { value.to_string() } else { format!("{value:#x}") }
 }

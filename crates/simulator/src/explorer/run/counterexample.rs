@@ -93,7 +93,7 @@ pub(super) fn explain(
     found: &Found,
 ) -> Result<Option<Counterexample>, ConfigError> {
     // What the machines learn meanwhile makes what they were given of no use: each is asked once.
-    let brief = || ExploredMachine::with_learned(protocol, setup, learned.clone());
+    let brief = || ExploredMachine::with_learned(protocol, setup, learned.freeze());
     let mut full = full_machine(protocol, setup)?;
     let Some(whole) = unfold(&mut brief()?, &mut full, &found.schedule) else { return Ok(None) };
     let again = AtomicBool::new(false);

@@ -6,8 +6,9 @@ use rand_core::Rng;
 use rand_pcg::Pcg32;
 
 use crate::explorer::choice::Choice;
-use crate::explorer::footprint::Footprint;
+use crate::explorer::footprint::{Footprint, Place};
 use crate::explorer::machine::{BEGIN_AGAIN, ExploredMachine};
+use crate::explorer::report::Found;
 use crate::explorer::system::{System, Violation};
 
 /// A machine that says aloud when its exploration has to begin again, whatever else the engine finds and keeps.
@@ -44,6 +45,10 @@ impl System for Fresh<'_> {
         self.machine.withheld(cpu)
     }
 
+    fn owed_to(&mut self, choice: Choice) -> Option<Place> {
+        self.machine.owed_to(choice)
+    }
+
     fn state_hash(&mut self) -> u128 {
         self.machine.state_hash()
     }
@@ -77,4 +82,39 @@ pub(super) fn learn(machine: &mut ExploredMachine, executions: u32) {
             }
         }
     }
+}
+
+/// Whether the same decisions lead to the same end when they are made again, after others: what outlives an execution
+/// and was not shared with the scenario shows in that.
+pub(super) fn check_repeats(machine: &mut ExploredMachine) -> Result<(), Found> {
+    let first: Vec<_> = (0..REPEATED).map(|number| digests(machine, number)).collect();
+    for (number, (schedule, before)) in (0..).zip(first) {
+        let (_, after) = digests(machine, number);
+        if before != after {
+            let what = "the same decisions had another effect when they were made again: something that outlives an \
+                        execution was not shared with the scenario (`Scenario::share`), or decides at random";
+            return Err(Found { violation: Violation::new("scenario", what), schedule });
+        }
+    }
+    Ok(())
+}
+
+/// So many executions are made twice, of at most so many decisions.
+const REPEATED: u64 = 8;
+const SHORT: usize = 500;
+
+/// An execution at random: its decisions, and what happened in each.
+fn digests(machine: &mut ExploredMachine, number: u64) -> (Vec<Choice>, Vec<u64>) {
+    let mut random = Pcg32::new(number, 0);
+    let (mut choices, mut schedule, mut digests) = (Vec::new(), Vec::new(), Vec::new());
+    machine.restart();
+    while schedule.len() < SHORT && machine.choices(&mut choices).is_ok() && !choices.is_empty() {
+        let choice = choices[random.next_u32() as usize % choices.len()];
+        schedule.push(choice);
+        if machine.perform(choice).is_err() {
+            break;
+        }
+        digests.push(machine.digest());
+    }
+    (schedule, digests)
 }
