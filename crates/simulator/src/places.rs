@@ -13,6 +13,7 @@ use crate::races::Known;
 pub(crate) const NO_RECORD: u32 = u32::MAX;
 
 /// One location, and what is known of it.
+#[allow(clippy::struct_excessive_bools, reason = "independent facts")]
 pub(crate) struct Location {
     pub(crate) address: usize,
     /// The same in every execution.

@@ -238,8 +238,9 @@ pub(crate) struct Processor {
     pub(crate) watched: Vec<usize>,
     pub(crate) waits: Vec<WaitReport>,
     pub(crate) order: Option<Order>,
-    /// Stepped: what the conditions of the wait last came to, if no word that they read has changed since.
-    pub(crate) met: Option<Option<usize>>,
+    /// Stepped: whether a condition of the wait held when they were looked at last, if no word that they read has changed
+    /// since.
+    pub(crate) met: Option<bool>,
     /// Stepped: which accesses to plain data it knows of.
     pub(crate) known: Known,
     /// Stepped: stores that have not reached memory, oldest first.

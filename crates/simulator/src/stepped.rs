@@ -307,13 +307,13 @@ impl<'p> Stepper<'p> {
             Err(wait) => wait,
         };
         if let Some(met) = met {
-            return met.is_some();
+            return met;
         }
         // A mutant waits without conditions.
         let Some(conditions) = conditions else { return true };
         let _entered = Entered::new(state);
         // SAFETY: the CPU is suspended in the wait that borrows the conditions.
-        let met = unsafe { evaluate(state, cpu.index(), conditions) };
+        let met = unsafe { evaluate(state, cpu.index(), conditions) }.is_some();
         state.with(|machine| {
             // A register may change without any word's changing.
             let known = !machine.register_read;
@@ -321,7 +321,7 @@ impl<'p> Stepper<'p> {
             processor.met = known.then_some(met);
             processor.stale |= !known;
         });
-        met.is_some()
+        met
     }
 
     /// Brings what each CPU can do up to date; `always`: also if nothing says that it has changed.
@@ -362,8 +362,7 @@ impl<'p> Stepper<'p> {
         let (conditions, addresses) = state.with(|machine| {
             let processor = &machine.cpus[cpu.index()];
             let waits = matches!(processor.pending, Some((Operation::Wait { .. }, _)));
-            let conditions =
-                processor.conditions.filter(|_| waits && processor.met.is_some_and(|met| met.is_some()));
+            let conditions = processor.conditions.filter(|_| waits && processor.met == Some(true));
             conditions.map(|conditions| (conditions, processor.watched.clone()))
         })?;
         let owed_to = addresses.into_iter().find_map(|address| {
@@ -527,13 +526,10 @@ impl<'p> Stepper<'p> {
                     apics[cpu] = hasher.0;
                     processor.hashed = None;
                 }
-                let of_cpu = match processor.hashed {
-                    Some(of_cpu) => of_cpu,
-                    None => {
-                        let steering = machine.kernel.as_ref().map(|kernel| kernel.steering(cpu));
-                        processor.hash(cpu, apics[cpu], steering, places, races)
-                    }
-                };
+                let of_cpu = processor.hashed.unwrap_or_else(|| {
+                    let steering = machine.kernel.as_ref().map(|kernel| kernel.steering(cpu));
+                    processor.hash(cpu, apics[cpu], steering, places, races)
+                });
                 processor.hashed = Some(of_cpu);
                 hash ^= of_cpu;
             }
@@ -572,8 +568,8 @@ impl Processor {
             Some((Operation::Wait { deadline }, _)) => {
                 offer |= match self.met {
                     None => Offer::UNKNOWN,
-                    Some(None) => 0,
-                    Some(Some(_)) => Offer::STEP,
+                    Some(false) => 0,
+                    Some(true) => Offer::STEP,
                 };
                 if !deadline.is_never() {
                     offer |= Offer::DEADLINE;

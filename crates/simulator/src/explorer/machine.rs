@@ -54,6 +54,7 @@ impl Setup {
 }
 
 /// A protocol on a stepped machine.
+#[allow(clippy::struct_excessive_bools, reason = "independent facts")]
 pub struct ExploredMachine {
     pub(super) stepper: Stepper<'static>,
     pub(super) aftermath: Aftermath,

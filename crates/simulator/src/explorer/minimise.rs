@@ -6,8 +6,8 @@
 //!
 //! How: decisions are dropped (faults first, then runs of decisions, then single ones; what is not offered any more is
 //! skipped, and the rest of the execution is finished by stepping); shorter schedules are searched breadth first, behind
-//! ever shorter prefixes of the best one, in the end from the start ([`search`]), which proves that there is none if it
-//! comes to its end; and decisions that can be exchanged are, so that runs of one CPU become long ([`merge`]).
+//! ever shorter prefixes of the best one, in the end from the start (`search`), which proves that there is none if it
+//! comes to its end; and decisions that can be exchanged are, so that runs of one CPU become long (`merge`).
 //!
 //! Only the short name of the law has to stay the same: a schedule that breaks it in another way is as good.
 

@@ -1,11 +1,11 @@
 //! The laws of the shipping code, as named explorations, and what they are to be told from.
 //!
-//! * [`calls`], [`many`], [`posts`], [`closing`], [`recovery`]: machines of two or three CPUs with mailboxes and the
-//!   handlers that ship. What the programs were told, and what ran, is entered in [books] from both sides and has to
-//!   balance at every end. [`larger`]: three CPUs with two or more calls each.
-//! * [`apic`]: the driver of the local APIC that ships, beside the mistakes that it does not make.
-//! * [`then`]: algorithms of the past that lost calls, beside what would have held.
-//! * [`sketches`]: mailboxes as one first sketches them, each with one mistake, and the same without it.
+//! * `calls`, `many`, `posts`, `closing`, `recovery`: machines of two or three CPUs with mailboxes and the
+//!   handlers that ship. What the programs were told, and what ran, is entered in books from both sides and has to
+//!   balance at every end. `larger`: three CPUs with two or more calls each.
+//! * `apic`: the driver of the local APIC that ships, beside the mistakes that it does not make.
+//! * `then`: algorithms of the past that lost calls, beside what would have held.
+//! * `sketches`: mailboxes as one first sketches them, each with one mistake, and the same without it.
 //!
 //! What is [broken](Protocol::broken) must be found violated; its twin, of the same name with `-mended` after it or as
 //! its `about` says, must hold.
