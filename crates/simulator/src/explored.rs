@@ -14,7 +14,7 @@ use crate::explorer::footprint::{Footprint, Use};
 use crate::explorer::system::Violation;
 use crate::hash::{absorb, pair};
 use crate::operation::Operation;
-use crate::places::{Location, Places, irr_place, is_private};
+use crate::places::{CONTEXT_CPUS, Location, Places, irr_place, is_private};
 use crate::processor::Source;
 use crate::races::{Known, Races};
 use crate::state::State;
@@ -216,15 +216,19 @@ impl Explored {
         self.hash ^= pair(name, old) ^ pair(name, new);
     }
 
-    /// This context touches a location: whether nobody else can notice it.
-    #[inline]
-    pub(crate) fn touch(&mut self, slot: u32, context: u64, plain: bool, interruptible: bool) -> bool {
-        let location = &self.places.all[slot as usize];
-        if location.contexts & context == 0 {
+    /// A context may touch a location for the first time: whether nobody else can notice it.
+    #[cold]
+    fn touch_first(&mut self, slot: u32, cpu: usize, context: u64, plain: bool, enabled: bool) -> bool {
+        if cpu >= CONTEXT_CPUS - 1 {
+            self.meet_high_cpu(cpu);
+        }
+        if self.places.all[slot as usize].contexts & context == 0 {
             self.meet(slot, context, plain);
         }
         // Plain data: a handler that comes in between could publish what was not written yet.
-        self.options.local && if plain { !interruptible } else { self.places.all[slot as usize].private }
+        let local =
+            if plain { !self.is_interruptible(cpu, enabled) } else { self.places.all[slot as usize].private };
+        self.options.local && local
     }
 
     /// A context touches a location that it did not touch before. What is believed of it holds for the whole round.

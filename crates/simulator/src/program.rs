@@ -109,7 +109,7 @@ pub fn forget_but(knowledge: u64) {
     let source = Location::caller();
     let place = u64::from(source.line()) << 32 | u64::from(source.column());
     expect_current().with(|machine| {
-        if !machine.believe_hints {
+        if !machine.believe_hints || !machine.explored.options.hash {
             return;
         }
         let processor = machine.cpu();

@@ -134,6 +134,7 @@ impl<'p> Stepper<'p> {
     }
 
     /// Uses the state of the machine.
+    #[inline(always)]
     pub(crate) fn with<R>(&self, use_it: impl FnOnce(&mut State) -> R) -> R {
         self.state.with(use_it)
     }
@@ -242,6 +243,7 @@ impl<'p> Stepper<'p> {
     }
 
     /// Lets a CPU do as ordered, and on to its next operation.
+    #[inline]
     pub(crate) fn go_on(&mut self, cpu: usize, order: Option<Order>) {
         let state = self.state.shared();
         state.with(|machine| {

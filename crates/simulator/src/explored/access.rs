@@ -104,15 +104,22 @@ impl State {
     pub(crate) fn touch(&mut self, address: usize, access: Access) -> (u32, bool) {
         let running = self.running;
         let processor = &self.cpus[running];
+        let explored = &mut self.explored;
         let context = context_bit(running, processor.context());
         let plain = matches!(access, Access::PlainRead(_) | Access::PlainWrite(_));
-        let slot = self.explored.places.slot(address);
-        if running >= CONTEXT_CPUS - 1 {
-            self.explored.meet_high_cpu(running);
+        let slot = explored.places.slot(address);
+        let location = &explored.places.all[slot as usize];
+        let (known, private) = (location.contexts & context != 0, location.private);
+        if !known || running >= CONTEXT_CPUS - 1 {
+            return (slot, explored.touch_first(slot, running, context, plain, processor.interrupts_enabled));
         }
-        let interruptible = self.explored.is_interruptible(running, processor.interrupts_enabled);
-        let local = self.explored.touch(slot, context, plain, interruptible);
-        (slot, local)
+        if plain {
+            return (
+                slot,
+                explored.options.local && !explored.is_interruptible(running, processor.interrupts_enabled),
+            );
+        }
+        (slot, private && explored.options.local)
     }
 
     /// The running CPU accesses a location, now. What it finds in a word; plain data is left to the caller.

@@ -225,7 +225,11 @@ impl ExploredMachine {
         waiting.collect::<Vec<_>>().join("; ")
     }
 
+    #[inline]
     fn act(&mut self, choice: Choice) {
+        if choice.action == Action::Step {
+            return self.stepper.go_on(choice.cpu as usize, Some(Order::Step));
+        }
         let index = choice.cpu as usize;
         let cpu = Cpu::new(choice.cpu.into());
         match choice.action {
