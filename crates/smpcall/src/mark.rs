@@ -1,14 +1,16 @@
 //! Marking a mailbox, and ringing its owner if nobody else does.
 //!
 //! A mark is a bit: idempotent, and it stays in place when the call behind it is withdrawn. All accesses here
-//! and the two swaps of a [pass](crate::serve) are sequentially consistent, for two reasons:
+//! and the two swaps of a [pass](crate::serve) are sequentially consistent, which on x86 costs nothing and is more than
+//! they need; acquire and release, of which none can be spared, are enough:
 //!
 //! * Flat: the caller stores its slot's state and then ors the door; the target swaps the door and then loads
 //!   the state. The or always writes, so the swap that takes the bit synchronises with it.
 //! * With leaves: the caller ors the leaf and then *loads* the door, and goes away when the group bit is
-//!   there; the target swaps the door and then swaps the leaf. If the load saw the bit, it precedes the
-//!   door's swap in the single total order; so the leaf's or precedes the leaf's swap, which therefore takes
-//!   the mark. With acquire and release alone the load may be satisfied before the or is visible.
+//!   there; the target swaps the door and then swaps the leaf. Both accesses to the leaf are read-modify-writes,
+//!   so one of them reads what the other has left. If that is the or, it acquires what the swap has released: then the
+//!   load finds the door as that pass has left it, or later, and a group bit there is one that a later pass takes.
+//!   (Explored with loom, which also loses a call without the or's acquire or the swap's release.)
 
 use core::sync::atomic::Ordering::SeqCst;
 
