@@ -26,6 +26,9 @@
 //! only a release that is acquired orders anything. What C11 allows beyond that - a relaxed load that returns an old
 //! value, on machines that are weaker than x86 - is not explored.
 //!
+//! A store to memory that does not outlive the execution (a word on a program's stack) is not buffered: it waits until the
+//! buffer is empty, as a fence would. From CPU 15 on, CPUs are not told apart when races are looked for.
+//!
 //! # What it does not see
 //! Messages that are late or come twice: a message is accepted in the step that sends it (but nobody needs to take the
 //! interrupt soon). What happens between two operations of one CPU is one step. A program that computes for ever without

@@ -50,7 +50,8 @@ fn own(name: &str) -> Bounds {
     by_name(name).bounds
 }
 
-/// What takes longer than a test may, at any bounds: explored in full by `.ci/reach`, and here from its beginning.
+/// What takes longer than a test may: `.ci/reach` explores it under sequential consistency without early deadlines, to the
+/// last state except for `three-by-two-polling`; here its beginning, in both memory models.
 const LARGE: [&str; 4] = ["cycle", "many-callers", "three-by-two", "three-by-two-polling"];
 
 /// How many states of it.

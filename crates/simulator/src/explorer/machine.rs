@@ -385,6 +385,10 @@ impl System for ExploredMachine {
         for cpu in 0..self.cpus {
             let offer = self.offers[cpu as usize];
             if self.wedged != 0 && self.is_wedged(cpu) {
+                if offer.has(Offer::FLUSH) {
+                    // Its stores reach memory all the same.
+                    choices.push(Choice::new(cpu, Action::Flush));
+                }
                 continue;
             }
             if offer.is_simple() {
