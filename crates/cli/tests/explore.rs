@@ -332,3 +332,17 @@ fn completions_and_the_manual_know_it() {
     let page = smpcall(&["man"]).out;
     assert!(page.contains(".TH smpcall-explore") && page.contains("shard"), "{page}");
 }
+
+#[test]
+fn the_output_in_the_readme_is_what_the_command_prints() {
+    let readme = include_str!("../../../README.md");
+    let block =
+        readme.split("```text\n").find(|block| block.starts_with("x2apic-no-fence")).expect("an example");
+    let shown = block.split("```").next().expect("its end");
+    let printed = explore(&["x2apic-no-fence", "--memory", "tso"]).out;
+    let timeless = |text: &str| {
+        let lines = text.lines().filter(|line| !line.starts_with("  time "));
+        lines.collect::<Vec<_>>().join("\n").trim_end().to_owned()
+    };
+    assert_eq!(timeless(shown), timeless(&printed), "renew the README's example");
+}

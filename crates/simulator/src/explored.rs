@@ -225,10 +225,11 @@ impl Explored {
         if self.places.all[slot as usize].contexts & context == 0 {
             self.meet(slot, context, plain);
         }
-        // Plain data: a handler that comes in between could publish what was not written yet.
-        let local =
-            if plain { !self.is_interruptible(cpu, enabled) } else { self.places.all[slot as usize].private };
-        self.options.local && local
+        if plain {
+            self.is_plain_local(cpu, enabled)
+        } else {
+            self.options.local && self.places.all[slot as usize].private
+        }
     }
 
     /// A context touches a location that it did not touch before. What is believed of it holds for the whole round.
@@ -269,11 +270,12 @@ impl Explored {
         self.learned = learned;
     }
 
-    /// Whether some interrupt has come to this CPU, and could come now.
+    /// Whether an access to plain data is done at once: if races are looked for, its interleavings need not be. But a
+    /// handler that comes in between could publish what was not written yet.
     #[inline]
-    fn is_interruptible(&self, cpu: usize, enabled: bool) -> bool {
-        let known = if enabled { self.interrupted | self.takes_nmis } else { self.takes_nmis };
-        known & 1 << (cpu % 64) != 0
+    fn is_plain_local(&self, cpu: usize, enabled: bool) -> bool {
+        let takes = if enabled { self.interrupted | self.takes_nmis } else { self.takes_nmis };
+        self.options.local && self.options.races && takes & 1 << (cpu % 64) == 0
     }
 
     fn tell(&mut self, told: Told) {

@@ -14,9 +14,10 @@
 //!
 //! # What is done at once
 //! Some operations no other CPU can notice, and no interrupt of the own CPU can come between them and the one before
-//! with any effect: enabling interrupts, writing an end of interrupt, reading the own APIC's identifier; plain data,
-//! because [races](Setup::races) are looked for; and words that only one context of one CPU ever touches. Which words
-//! those are is learned on the way: when one turns out to be shared after all, the exploration begins again.
+//! with any effect: enabling interrupts, writing an end of interrupt, reading the own APIC's identifier; plain data, if
+//! [races](Setup::races) are looked for and no interrupt can come; and words that only one context of one CPU ever
+//! touches. Which words those are, and which CPUs take interrupts, is learned on the way: when something turns out
+//! otherwise, the exploration begins again.
 //!
 //! # Memory
 //! Sequential consistency, or [x86-TSO](MemoryModel::Tso): stores wait in a buffer of their CPU and reach memory in order;

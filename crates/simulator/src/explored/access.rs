@@ -114,10 +114,7 @@ impl State {
             return (slot, explored.touch_first(slot, running, context, plain, processor.interrupts_enabled));
         }
         if plain {
-            return (
-                slot,
-                explored.options.local && !explored.is_interruptible(running, processor.interrupts_enabled),
-            );
+            return (slot, explored.is_plain_local(running, processor.interrupts_enabled));
         }
         (slot, private && explored.options.local)
     }

@@ -25,7 +25,6 @@ pub(super) fn unfold(
         unfolded: Vec::new(),
         offered: Vec::new(),
         buffers: vec![VecDeque::new(); cpus],
-        early: vec![0; cpus],
         over: false,
     };
     unfolding.catch_up(brief, 0)?;
@@ -54,8 +53,6 @@ struct Unfolding<'a> {
     offered: Vec<Choice>,
     /// For each store in a CPU's store buffer, whether the other machine did it at once.
     buffers: Vec<VecDeque<bool>>,
-    /// How many stores of each CPU have reached memory here, and not yet on the other machine.
-    early: Vec<u32>,
     /// A law is broken: nothing more happens.
     over: bool,
 }
@@ -77,19 +74,8 @@ impl Unfolding<'_> {
             return Some(());
         }
         let cpu = usize::from(choice.cpu);
-        if choice.action == Action::Flush && !at_once && self.early[cpu] > 0 {
-            self.early[cpu] -= 1;
-            return Some(());
-        }
-        while self.full.choices(&mut self.offered).is_err() || !self.offered.contains(&choice) {
-            // What waits until the store buffer is empty does not when it is done at once.
-            if !at_once || self.over || self.buffers[cpu].pop_front().is_none_or(|private| private) {
-                return None;
-            }
-            let flush = Choice::new(choice.cpu, Action::Flush);
-            self.unfolded.push(flush);
-            self.over = self.full.perform(flush).is_err();
-            self.early[cpu] += 1;
+        if self.full.choices(&mut self.offered).is_err() || !self.offered.contains(&choice) {
+            return None;
         }
         let before = self.buffered(cpu);
         self.unfolded.push(choice);
