@@ -74,10 +74,42 @@ kinds! {
     PostRun = 26,
     /// A reschedule request was taken.
     Rescheduled = 27,
+    /// A piece of deferred work is about to be run.
+    WorkRun = 28,
+    /// A post or deferred work of a CPU that will not run it was taken over. Other: that CPU.
+    PostAbandoned = 29,
     /// The CPU opened its mailbox.
     MailboxOpened = 32,
     /// The CPU closed its mailbox.
     MailboxClosed = 33,
+    /// A CPU's life between offline and online went on. Other: the CPU, if not the one that writes this. Detail: the phase.
+    LifeChanged = 34,
+    /// A rendezvous came to a stage. Detail: 2 interrupts off, 3 run, 4 exit, 5 given up. Argument: its number.
+    RendezvousStage = 44,
+    /// A CPU was late for a stage, and the rendezvous was given up. Other: that CPU. Detail: the stage, 1 prepare.
+    RendezvousLate = 45,
+    /// The CPU has crashed and won: it stops the others. Argument: the instruction pointer of the crash.
+    CrashWon = 48,
+    /// The CPU has crashed, and another one had before. Other: that one. Argument: the instruction pointer of the crash.
+    CrashLost = 49,
+    /// The winner has crashed inside of its crash stop. Argument: the instruction pointer of that.
+    CrashedAgain = 50,
+    /// The CPU has saved its registers. Detail: 0 as the winner, 1 stopped by it, 2 as a loser. Argument: instruction pointer.
+    CrashSaved = 51,
+    /// The winner sends an NMI to all that have not saved. Argument: how many.
+    StopSent = 52,
+    /// The winner has not seen a CPU save itself. Other: that CPU.
+    CrashMissing = 53,
+    /// The crash stop has ended. Detail: how many CPUs are missing. Argument: how many have saved.
+    CrashStopped = 54,
+    /// A lockup was found. Other: where. Detail: 0 soft, 1 hard. Argument: for how long, in nanoseconds.
+    LockupFound = 55,
+    /// A lockup of this CPU that was found has ended. Detail: 0 soft, 1 hard. Argument: after how long, in nanoseconds.
+    LockupEnded = 56,
+    /// An NMI was sent to have a CPU take its back trace. Other: the CPU.
+    BackTraceSent = 57,
+    /// The CPU has taken its back trace. Argument: the instruction pointer.
+    BackTraceTaken = 58,
     /// Hardware: an ICR write was accepted for dispatch. Other: the target, if one. Detail: the vector. Argument: ICR.
     IcrWritten = 64,
     /// Hardware: an interrupt message left for one target. Other: the target. Detail: vector. Argument: message number.
@@ -98,6 +130,14 @@ kinds! {
     NmiTaken = 74,
     /// Hardware: the interrupt handler returned. Detail: the vector.
     InterruptReturned = 75,
+    /// Hardware: INIT has reset the CPU; it waits for a start-up message. Other: the sender. Argument: message number.
+    Reset = 76,
+    /// Hardware: a start-up message has started the CPU. Other: the sender. Detail: the page. Argument: message number.
+    StartedUp = 77,
+    /// A mistake: the boot CPU was sent INIT, which would restart the machine. Other: the sender. Argument: number.
+    BootCpuSentInit = 78,
+    /// The CPU goes on in another kernel image. Argument: the image's number.
+    ImageBooted = 79,
     /// The CPU began to wait. Other: whom for, if known.
     WaitBegan = 80,
     /// The wait ended. Argument: 0 a condition held, 1 the deadline passed.
@@ -112,6 +152,8 @@ kinds! {
     FrameLeft = 85,
     /// A fault: the CPU is wedged (interrupts off) from now on. Argument: until when, or `u64::MAX`.
     Wedged = 88,
+    /// A fault: the whole machine makes no step from now on, this CPU included. Argument: until when.
+    Paused = 89,
     /// The soft-lockup check of the timer interrupt fired. Argument: nanoseconds without progress.
     SoftLockup = 90,
     /// A crash dump was started.

@@ -31,7 +31,7 @@ pub use event::{Event, EventKind, UnknownEventKind};
 pub use interrupts::InterruptsOff;
 pub use memory::{Access, Hardware, Memory};
 pub use time::{Deadline, Instant};
-pub use wait::{Awaited, Conditions, Predicate, When, Woken, spin, wait};
+pub use wait::{Awaited, Conditions, Predicate, When, Woken, spin, spin_at_most, wait, wait_at_most};
 pub use word::{Plain, Pointer, Word};
 
 /// What an inter-processor interrupt is for. The machine maps it to a vector or a delivery mode.

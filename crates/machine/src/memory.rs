@@ -2,7 +2,7 @@
 
 use core::sync::atomic::Ordering;
 
-use crate::{Conditions, Deadline, Machine, Woken, spin};
+use crate::{Conditions, Deadline, Machine, Woken, spin, spin_at_most};
 
 /// What one access to a shared location does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -60,6 +60,18 @@ pub unsafe trait Memory: Sized + 'static {
     /// Waits until one of the conditions holds or the deadline has passed. See [`wait`](crate::wait).
     #[track_caller]
     fn wait<M: Machine<Memory = Self>>(conditions: &impl Conditions, deadline: Deadline) -> Woken;
+
+    /// As [`wait`](Memory::wait), for at most this many looks. See [`wait_at_most`](crate::wait_at_most).
+    ///
+    /// A simulated machine lets pass the time that the looks would take, whatever the CPU's clock says meanwhile.
+    #[track_caller]
+    fn wait_at_most<M: Machine<Memory = Self>>(
+        conditions: &impl Conditions,
+        deadline: Deadline,
+        looks: u64,
+    ) -> Woken {
+        spin_at_most::<M>(conditions, deadline, looks)
+    }
 }
 
 /// The memory of real machines: `core::sync::atomic`, and nothing before or after.
