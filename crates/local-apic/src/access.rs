@@ -2,6 +2,8 @@
 
 use core::sync::atomic::{Ordering, compiler_fence};
 
+#[cfg(target_arch = "x86_64")]
+use crate::msr;
 use crate::{Mode, Register};
 
 /// Access to the registers of the local APIC of the CPU that this code runs on.
@@ -22,6 +24,16 @@ pub trait Access {
 
     /// Writes a register.
     fn write(&self, register: Register, value: u32);
+
+    /// Reads the ICR, both halves. Provided for implementations that have nothing better: in x2APIC mode the upper half,
+    /// the destination, is missing then.
+    fn read_icr(&self) -> u64 {
+        let high = match self.mode() {
+            Mode::XApic => self.read(Register::ICR_HIGH),
+            Mode::X2Apic => 0,
+        };
+        u64::from(high) << 32 | u64::from(self.read(Register::ICR_LOW))
+    }
 
     /// Writes the ICR at once. x2APIC mode only: in xAPIC mode the driver writes its two words, the high one first.
     fn write_icr(&self, value: u64);
@@ -99,30 +111,19 @@ impl Msr {
     }
 
     #[inline]
+    fn read_msr(self, register: Register) -> u64 {
+        let () = self.constructed_by_new;
+        // SAFETY: `new`'s caller promised privilege and mode.
+        unsafe { msr::read(register.msr()) }
+    }
+
+    #[inline]
     fn write_msr(self, register: Register, value: u64) {
         let () = self.constructed_by_new;
         // SAFETY: `new`'s caller promised privilege and mode. The registers of the local APIC neither change memory nor
-        // anything else the compiler relies on; interrupts that follow are ordinary interrupts. No `nomem`: earlier
-        // stores may not be moved below.
-        unsafe {
-            core::arch::asm!(
-                "wrmsr",
-                in("ecx") register.msr(),
-                in("eax") value as u32,
-                in("edx") (value >> 32) as u32,
-                options(nostack, preserves_flags),
-            );
-        }
+        // anything else the compiler relies on; interrupts that follow are ordinary interrupts.
+        unsafe { msr::write(register.msr(), value) }
     }
-}
-
-/// Makes earlier stores visible before a later MSR write that sends an interrupt: `mfence` completes the stores,
-/// `lfence` keeps the write, which is no memory operation, from starting before. SDM, "MSR Access in x2APIC Mode".
-#[cfg(target_arch = "x86_64")]
-#[inline]
-fn fence_before_send() {
-    // SAFETY: the two fences have no operands and no effect but ordering.
-    unsafe { core::arch::asm!("mfence", "lfence", options(nostack, preserves_flags)) }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -133,31 +134,24 @@ impl Access for Msr {
 
     #[inline]
     fn read(&self, register: Register) -> u32 {
-        let value: u32;
-        // SAFETY: `new`'s caller promised privilege and mode; reading has no effect on memory.
-        unsafe {
-            core::arch::asm!(
-                "rdmsr",
-                in("ecx") register.msr(),
-                out("eax") value,
-                out("edx") _,
-                options(nostack, preserves_flags),
-            );
-        }
-        value
+        self.read_msr(register) as u32
+    }
+
+    fn read_icr(&self) -> u64 {
+        self.read_msr(Register::ICR_LOW)
     }
 
     #[inline]
     fn write(&self, register: Register, value: u32) {
         if register == Register::SELF_IPI {
-            fence_before_send();
+            msr::fence();
         }
         self.write_msr(register, u64::from(value));
     }
 
     #[inline]
     fn write_icr(&self, value: u64) {
-        fence_before_send();
+        msr::fence();
         self.write_msr(Register::ICR_LOW, value);
     }
 }

@@ -5,8 +5,7 @@ use core::marker::PhantomData;
 
 use smpcall_machine::{Cpu, Machine};
 
-use crate::register::SOFTWARE_ENABLE;
-use crate::{Access, ApicId, InService, Mode, Register, Routing, RoutingError, Vector};
+use crate::{Access, ApicId, InService, Mode, Register, Routing, RoutingError, Spurious, Vector};
 
 /// The local APIC of the CPU that this code runs on, whichever that is: one value serves all CPUs.
 ///
@@ -86,25 +85,24 @@ impl<M: Machine, A: Access> LocalApic<M, A> {
     /// Errors that firmware left in the error status are cleared. What is pending or in service stays so.
     ///
     /// # Errors
-    /// If the routing does not fit the mode, the identifier or (flat) the CPU's number, or if this is another APIC.
-    /// Nothing has been written then.
+    /// If the routing does not fit the mode, the identifier or (logical xAPIC routings) the CPU's number, or if this is
+    /// another APIC. Nothing has been written then.
     pub fn enable(&self, cpu: Cpu, expected: ApicId, spurious: Vector) -> Result<(), EnableError> {
         self.routing.check(self.access.mode(), [expected])?;
         let found = self.id();
         if found != expected {
             return Err(EnableError::OtherIdentifier { cpu, found, expected });
         }
-        if self.routing == Routing::Flat {
-            let Some(bit) = flat_bit(cpu) else {
-                let cpus = cpu.number().saturating_add(1);
-                return Err(RoutingError::TooManyCpus { routing: self.routing, cpus }.into());
-            };
-            // The flat model, before the APIC is enabled: SDM, "Logical Destination Mode".
-            self.access.write(Register::DESTINATION_FORMAT, 0xffff_ffff);
-            self.access.write(Register::LOGICAL_DESTINATION, u32::from(bit) << 24);
+        self.routing.check_number(cpu)?;
+        if let Some(model) = self.routing.model()
+            && let Some(logical) = model.logical_id(cpu, found)
+        {
+            // Before the APIC is enabled: SDM, "Logical Destination Mode".
+            self.access.write(Register::DESTINATION_FORMAT, model.format());
+            self.access.write(Register::LOGICAL_DESTINATION, u32::from(logical) << 24);
         }
         self.access.write(Register::TASK_PRIORITY, 0);
-        self.access.write(Register::SPURIOUS_VECTOR, SOFTWARE_ENABLE | u32::from(spurious.number()));
+        self.access.write(Register::SPURIOUS_VECTOR, Spurious::enabled(spurious).encode());
         // The first write makes what happened readable and the second clears it: SDM, "Error Handling".
         self.access.write(Register::ERROR_STATUS, 0);
         self.access.write(Register::ERROR_STATUS, 0);
@@ -118,9 +116,4 @@ impl<M: Machine, A: Access> LocalApic<M, A> {
         in_service.spend();
         self.access.write(Register::END_OF_INTERRUPT, 0);
     }
-}
-
-/// The bit of a CPU in the flat model; none beyond the eighth.
-pub(crate) const fn flat_bit(cpu: Cpu) -> Option<u8> {
-    if cpu.number() < Routing::MAX_FLAT_CPUS { Some(1 << cpu.number()) } else { None }
 }

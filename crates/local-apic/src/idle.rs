@@ -4,7 +4,7 @@
 
 use core::time::Duration;
 
-use smpcall_machine::{Deadline, Machine, Predicate, Woken, wait};
+use smpcall_machine::{Deadline, Machine, Predicate, When, Woken, wait, wait_at_most};
 
 use crate::{Access, DeliveryMode, Icr, Mode, Register};
 
@@ -22,9 +22,22 @@ pub(crate) fn is_idle(access: &impl Access) -> bool {
     access.read(Register::ICR_LOW) & Icr::SEND_PENDING == 0
 }
 
-/// Waits until the last command has been dispatched; says whether it has.
+/// What a look takes at least, in nanoseconds: so many looks last no shorter than the bound. Source: [`wait_at_most`].
+const LEAST_LOOK: u64 = 10;
+
+/// Waits until the last command has been dispatched; says whether it has. The looks are counted as well: who sends may be a
+/// CPU that crashes because its clock stands still.
 fn wait_within<M: Machine>(access: &impl Access, bound: Duration) -> bool {
-    wait::<M>(&Predicate(|| is_idle(access)), Deadline::within::<M>(bound)) != Woken::Deadline
+    let (deadline, looks) = (Deadline::within::<M>(bound), bound.as_nanos() as u64 / LEAST_LOOK);
+    wait_at_most::<M>(&Predicate(|| is_idle(access)), deadline, looks) != Woken::Deadline
+}
+
+/// Waits for a time and for nothing else, with interrupts as they are. No time, no wait.
+pub(crate) fn delay<M: Machine>(duration: Duration) {
+    if !duration.is_zero() {
+        let nothing: [When<'_, M::Memory>; 0] = [];
+        wait::<M>(&nothing, Deadline::within::<M>(duration));
+    }
 }
 
 /// How much longer a send may wait with interrupts as they are. One for all commands of a send: their number

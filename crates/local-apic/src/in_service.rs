@@ -18,6 +18,17 @@ use crate::Vector;
 ///     apic.end_of_interrupt(token);
 /// }
 /// ```
+///
+/// Two kinds of handlers have none, because the APIC never puts what they are entered for in service: that of an `ExtINT`,
+/// which is ended at the 8259s and gets a [`PicInService`](crate::PicInService) from them, and that of the spurious vector,
+/// which ends nothing. The one does not pass for the other:
+///
+/// ```compile_fail,E0308
+/// # use smpcall_local_apic::{Access, LocalApic, PicInService};
+/// fn ended_at_the_wrong_place<M: smpcall_machine::Machine, A: Access>(apic: &LocalApic<M, A>, token: PicInService) {
+///     apic.end_of_interrupt(token);
+/// }
+/// ```
 #[derive(Debug)]
 #[must_use = "until the end of interrupt is written, the APIC withholds this vector and all of lower priority"]
 pub struct InService {

@@ -177,9 +177,6 @@ impl Register {
     }
 }
 
-/// The software-enable bit of [`Register::SPURIOUS_VECTOR`]. SDM, "Spurious Interrupt".
-pub(crate) const SOFTWARE_ENABLE: u32 = 1 << 8;
-
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,14 +1,12 @@
-//! Sending interrupts: to one CPU, to a set with as few commands as the routing allows, and to CPUs that are not
-//! running yet.
+//! Sending interrupts to running CPUs: to one, and to a set with as few commands as the routing allows.
 
-use smpcall_machine::{Cpu, CpuMask, InterruptsOff, Machine, SendError};
+use smpcall_machine::{Cpu, CpuMask, CpuSetStorage, InterruptsOff, Machine, SendError};
 
-use crate::driver::flat_bit;
 use crate::idle::{Ladder, Patience, is_idle, wait_or_retry};
-use crate::routing::is_all_but;
+use crate::topology::is_all_but;
 use crate::{
-    Access, ApicId, DeliveryMode, DestinationTooWide, Icr, LocalApic, Mode, Register, Routing, Shorthand,
-    Topology, Vector,
+    Access, Addressing, ApicId, DeliveryMode, DestinationTooWide, Icr, LocalApic, LogicalModel, Mode,
+    Register, Routing, SetCost, Shorthand, Topology, Vector,
 };
 
 /// What is sent to running CPUs.
@@ -18,21 +16,24 @@ pub enum Interrupt {
     Fixed(Vector),
     /// A non-maskable interrupt.
     Nmi,
+    /// A system-management interrupt: firmware's, unseen by the kernel.
+    Smi,
 }
 
 impl Interrupt {
-    const fn delivery_mode(self) -> DeliveryMode {
+    pub(crate) const fn delivery_mode(self) -> DeliveryMode {
         match self {
             Self::Fixed(_) => DeliveryMode::Fixed,
             Self::Nmi => DeliveryMode::Nmi,
+            Self::Smi => DeliveryMode::Smi,
         }
     }
 
-    /// The vector field. An NMI's is ignored by the APIC.
-    const fn vector(self) -> u8 {
+    /// The vector field. An NMI's is ignored by the APIC, an SMI's must be zero.
+    pub(crate) const fn vector(self) -> u8 {
         match self {
             Self::Fixed(vector) => vector.number(),
-            Self::Nmi => 0,
+            Self::Nmi | Self::Smi => 0,
         }
     }
 }
@@ -58,6 +59,19 @@ impl From<DestinationTooWide> for SendError {
     }
 }
 
+/// How commands are handed to the controller: what there is to do if it is busy.
+pub(crate) trait Pace {
+    /// Hands over one command.
+    fn submit<M: Machine, A: Access>(&mut self, apic: &LocalApic<M, A>, icr: Icr) -> Result<Sent, SendError>;
+}
+
+impl Pace for Patience {
+    #[inline(always)]
+    fn submit<M: Machine, A: Access>(&mut self, apic: &LocalApic<M, A>, icr: Icr) -> Result<Sent, SendError> {
+        apic.submit(icr, self)
+    }
+}
+
 impl<M: Machine, A: Access> LocalApic<M, A> {
     /// Sends one interrupt to one CPU, which may be this one: one command on every routing.
     ///
@@ -80,126 +94,190 @@ impl<M: Machine, A: Access> LocalApic<M, A> {
         target: Cpu,
         interrupt: Interrupt,
     ) -> Result<Sent, SendError> {
+        self.send_one_at(&mut Patience::of(interrupt.delivery_mode()), topology, target, interrupt)
+    }
+
+    #[inline(always)]
+    pub(crate) fn send_one_at(
+        &self,
+        pace: &mut impl Pace,
+        topology: &impl Topology,
+        target: Cpu,
+        interrupt: Interrupt,
+    ) -> Result<Sent, SendError> {
+        pace.submit(self, self.command_to_one(topology, target, interrupt)?)
+    }
+
+    /// The command that sends to one CPU.
+    #[inline(always)]
+    pub(crate) fn command_to_one(
+        &self,
+        topology: &impl Topology,
+        target: Cpu,
+        interrupt: Interrupt,
+    ) -> Result<Icr, SendError> {
         let id = self.addressable(topology.apic_id(target))?;
         let (mode, vector) = (interrupt.delivery_mode(), interrupt.vector());
-        let icr = match self.routing {
-            Routing::Flat => {
-                let bit = flat_bit(target).ok_or(SendError::Unreachable)?;
-                Icr::logical(mode, vector, u32::from(bit))
+        Ok(match self.routing.addressing() {
+            // One arm, so that there are three: compilers then compare instead of jumping through a table.
+            Addressing::Flat | Addressing::Cluster => {
+                let model = self.routing.model().ok_or(SendError::Unreachable)?;
+                Icr::logical(mode, vector, logical(model, target, id)?)
             }
-            Routing::Physical | Routing::X2ApicPhysical => Icr::physical(mode, vector, id.0),
-            Routing::X2ApicCluster => Icr::logical(mode, vector, id.x2apic_logical()),
-        };
-        self.submit(icr, &mut Patience::of(mode))
+            Addressing::Physical => Icr::physical(mode, vector, id.0),
+            Addressing::X2ApicCluster => Icr::logical(mode, vector, id.x2apic_logical()),
+        })
+    }
+
+    /// Sends one interrupt to one CPU as if it were one of many: by the code for sets, with a set of one. That is how kernels
+    /// sent before there was a single send (report 003); for what it costs beside [`send_one`](Self::send_one).
+    /// Otherwise as [`send_many`](Self::send_many).
+    ///
+    /// # Errors
+    /// As for [`send_one`](Self::send_one).
+    pub fn send_one_as_set(
+        &self,
+        topology: &impl Topology,
+        target: Cpu,
+        interrupt: Interrupt,
+    ) -> Result<Sent, SendError> {
+        let mut targets = M::CpuSet::EMPTY;
+        if target.index() >= M::CpuSet::CAPACITY {
+            return Err(SendError::Unreachable);
+        }
+        targets.insert(target);
+        self.send_many(topology, &targets, interrupt)
     }
 
     /// Sends one interrupt to each CPU of a set, with as few commands as the routing allows: one if the set is
-    /// everybody but this CPU and [shorthands](Topology::shorthand_reach) may be used; one on flat routing; one per
-    /// cluster touched on x2APIC cluster routing; one per CPU on the physical ones. None for the empty set.
+    /// everybody but this CPU and [shorthands](Topology::shorthand_reach) may be used; otherwise what the routing
+    /// [says](crate::Routing::set_cost). None for the empty set.
     ///
     /// The caller is pinned to its CPU, which decides who "everybody but this CPU" is. Otherwise as
     /// [`send_one`](Self::send_one); the patience for NMIs is one for the whole set, not one for each command.
     ///
     /// # Errors
-    /// As for [`send_one`](Self::send_one), if the interrupt was not sent to at least one of them: the error of the
-    /// lowest one. The others were sent to.
+    /// As for [`send_one`](Self::send_one), if the interrupt was not sent to at least one of them: the first error that
+    /// came up. The others were sent to.
     pub fn send_many(
         &self,
         topology: &impl Topology,
         targets: &CpuMask,
         interrupt: Interrupt,
     ) -> Result<Sent, SendError> {
+        self.send_many_at(&mut Patience::of(interrupt.delivery_mode()), topology, targets, interrupt)
+    }
+
+    pub(crate) fn send_many_at(
+        &self,
+        pace: &mut impl Pace,
+        topology: &impl Topology,
+        targets: &CpuMask,
+        interrupt: Interrupt,
+    ) -> Result<Sent, SendError> {
         let (mode, vector) = (interrupt.delivery_mode(), interrupt.vector());
-        let mut total = Total { patience: Patience::of(mode), sent: Sent::default(), error: None };
         if targets.is_empty() {
-            return total.result();
+            return Ok(Sent::default());
         }
         if topology.shorthand_reach().is_some_and(|reach| is_all_but(M::current_cpu(), targets, reach)) {
-            return self.submit(Icr::shorthand(mode, vector, Shorthand::AllButSelf), &mut total.patience);
+            return pace.submit(self, Icr::shorthand(mode, vector, Shorthand::AllButSelf));
         }
-        match self.routing {
-            Routing::Flat => {
-                let mut bits = 0;
+        let mut total = Total::default();
+        match (self.routing.set_cost(), self.routing.addressing()) {
+            (SetCost::PerCpu, _) | (_, Addressing::Physical) => {
                 for target in targets {
-                    match topology.apic_id(target).and(flat_bit(target)) {
-                        Some(bit) => bits |= bit,
-                        None => total.add(Err(SendError::Unreachable)),
-                    }
-                }
-                if bits != 0 {
-                    let icr = Icr::logical(mode, vector, u32::from(bits));
-                    let sent = self.submit(icr, &mut total.patience);
-                    total.add(sent);
+                    total.add(self.send_one_at(pace, topology, target, interrupt));
                 }
             }
-            Routing::Physical | Routing::X2ApicPhysical => {
-                for target in targets {
-                    let sent = self
-                        .addressable(topology.apic_id(target))
-                        .and_then(|id| self.submit(Icr::physical(mode, vector, id.0), &mut total.patience));
-                    total.add(sent);
-                }
+            (_, Addressing::Flat) => {
+                self.send_merged(pace, topology, targets, interrupt, LogicalModel::Flat, &mut total);
             }
-            Routing::X2ApicCluster => {
-                let mut previous = None;
-                for target in targets {
-                    let id = match self.addressable(topology.apic_id(target)) {
-                        Ok(id) => id,
-                        Err(error) => {
-                            total.add(Err(error));
-                            continue;
-                        }
-                    };
-                    // Neighbours in number mostly share a cluster, which its first member has served.
-                    if previous.replace(id.cluster()) == Some(id.cluster()) {
-                        continue;
-                    }
-                    let members = ClusterMembers::of(topology, targets, id);
-                    debug_assert!(members.first <= target, "apic_id and cpu are not inverse at {target}");
-                    if members.first == target {
-                        let destination = id.cluster() << 16 | members.bits;
-                        let icr = Icr::logical(mode, vector, destination);
-                        let sent = self.submit(icr, &mut total.patience);
-                        total.add(sent);
-                    }
-                }
+            (_, Addressing::Cluster) => {
+                self.send_merged(pace, topology, targets, interrupt, LogicalModel::Cluster, &mut total);
+            }
+            (_, Addressing::X2ApicCluster) => {
+                self.send_x2apic_clusters(pace, topology, targets, interrupt, &mut total);
             }
         }
         total.result()
     }
 
-    /// Sends INIT to an APIC, by identifier on every routing: a CPU that is not running has no logical one.
-    /// Context, bound and errors as for [`send_one`](Self::send_one).
-    ///
-    /// # Errors
-    /// See there.
-    pub fn send_init(&self, target: ApicId) -> Result<Sent, SendError> {
-        self.send_to_stopped(target, DeliveryMode::Init, 0)
+    /// One command for all neighbours by number that the model lets share one.
+    fn send_merged(
+        &self,
+        pace: &mut impl Pace,
+        topology: &impl Topology,
+        targets: &CpuMask,
+        interrupt: Interrupt,
+        model: LogicalModel,
+        total: &mut Total,
+    ) {
+        let command = |destination| Icr::logical(interrupt.delivery_mode(), interrupt.vector(), destination);
+        let mut destination = 0;
+        for target in targets {
+            let id = self.addressable(topology.apic_id(target));
+            match id.and_then(|id| logical(model, target, id)) {
+                Ok(bits) if destination == 0 || model.shares_command(destination, bits) => {
+                    destination |= bits;
+                }
+                Ok(bits) => {
+                    total.add(pace.submit(self, command(core::mem::replace(&mut destination, bits))));
+                }
+                Err(error) => total.add(Err(error)),
+            }
+        }
+        // All bits of the flat model read as "all", and that would reach also a CPU that was never started.
+        if destination == Mode::XApic.broadcast() && topology.shorthand_reach().is_none() {
+            let last = 1 << (Routing::MAX_FLAT_CPUS - 1);
+            total.add(pace.submit(self, command(destination & !last)));
+            destination = last;
+        }
+        if destination != 0 {
+            total.add(pace.submit(self, command(destination)));
+        }
     }
 
-    /// Sends a start-up message to an APIC: its CPU, waiting for one since an INIT, begins to execute at physical
-    /// address `page` times 4096. By identifier, as [`send_init`](Self::send_init).
-    ///
-    /// # Errors
-    /// See there.
-    pub fn send_start_up(&self, target: ApicId, page: u8) -> Result<Sent, SendError> {
-        self.send_to_stopped(target, DeliveryMode::StartUp, page)
-    }
-
-    fn send_to_stopped(&self, target: ApicId, mode: DeliveryMode, vector: u8) -> Result<Sent, SendError> {
-        let id = self.addressable(Some(target))?;
-        self.submit(Icr::physical(mode, vector, id.0), &mut Patience::of(mode))
+    /// One command for each cluster, whatever the order of identifiers.
+    fn send_x2apic_clusters(
+        &self,
+        pace: &mut impl Pace,
+        topology: &impl Topology,
+        targets: &CpuMask,
+        interrupt: Interrupt,
+        total: &mut Total,
+    ) {
+        let mut previous = None;
+        for target in targets {
+            let id = match self.addressable(topology.apic_id(target)) {
+                Ok(id) => id,
+                Err(error) => {
+                    total.add(Err(error));
+                    continue;
+                }
+            };
+            // Neighbours in number mostly share a cluster, which its first member has served.
+            if previous.replace(id.cluster()) == Some(id.cluster()) {
+                continue;
+            }
+            let members = ClusterMembers::of(topology, targets, id);
+            debug_assert!(members.first <= target, "apic_id and cpu are not inverse at {target}");
+            if members.first == target {
+                let destination = id.cluster() << 16 | members.bits;
+                let icr = Icr::logical(interrupt.delivery_mode(), interrupt.vector(), destination);
+                total.add(pace.submit(self, icr));
+            }
+        }
     }
 
     /// The identifier, if there is one and it means this APIC and not "all" or another one's alias.
     #[inline]
-    fn addressable(&self, id: Option<ApicId>) -> Result<ApicId, SendError> {
+    pub(crate) fn addressable(&self, id: Option<ApicId>) -> Result<ApicId, SendError> {
         id.filter(|&id| id <= self.routing.max_id()).ok_or(SendError::Unreachable)
     }
 
     /// Hands one command to the controller.
     #[inline]
-    fn submit(&self, icr: Icr, patience: &mut Patience) -> Result<Sent, SendError> {
+    pub(crate) fn submit(&self, icr: Icr, patience: &mut Patience) -> Result<Sent, SendError> {
         let mode = self.access.mode();
         let command = icr.encode(mode)?;
         match mode {
@@ -260,15 +338,21 @@ impl<M: Machine, A: Access> LocalApic<M, A> {
 
     /// The two words of the ICR, the one that sends last. SDM, "Interrupt Command Register (ICR)".
     #[inline]
-    fn write_words(&self, command: u64, _: &InterruptsOff<M>) {
+    pub(crate) fn write_words(&self, command: u64, _: &InterruptsOff<M>) {
         self.access.write(Register::ICR_HIGH, (command >> 32) as u32);
         self.access.write(Register::ICR_LOW, command as u32);
     }
 }
 
+/// The logical identifier of a CPU of an xAPIC.
+#[inline]
+fn logical(model: LogicalModel, cpu: Cpu, id: ApicId) -> Result<u32, SendError> {
+    model.logical_id(cpu, id).map(u32::from).ok_or(SendError::Unreachable)
+}
+
 /// What a send to many has come to so far.
+#[derive(Default)]
 struct Total {
-    patience: Patience,
     sent: Sent,
     error: Option<SendError>,
 }
