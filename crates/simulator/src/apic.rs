@@ -3,7 +3,8 @@
 //! It knows one APIC: its registers, what it accepts, what it offers to its CPU. It knows neither CPUs nor
 //! schedules nor other APICs; time is passed in. A write that sends something returns a [`Command`], and
 //! whoever plays the bus asks each APIC whether it [is addressed](ApicModel::is_addressed_by) and hands it the
-//! [`Message`].
+//! [`Message`]. Whoever plays the clock asks [when the timer fires](ApicModel::timer_fires_at); whoever plays the
+//! board drives [the pins](ApicModel::raise_local).
 //!
 //! Sources: Intel SDM, volume 3A, chapter "Advanced Programmable Interrupt Controller (APIC)", cited by
 //! section title; AMD APM, volume 2, where it says more. Where both leave a choice, this model chooses:
@@ -13,146 +14,52 @@
 //! * An NMI that arrives in wait-for-SIPI state stays latched and is taken right after start-up.
 //! * An INIT clears the error status, the NMI latch and the blocking of NMIs.
 //! * An ICR write whose combination of fields the manual calls invalid, or whose delivery mode is reserved, sends
-//!   nothing. Lowest priority is reserved on x2APIC.
+//!   nothing. Lowest priority is reserved on x2APIC, and noted as a redirectable IPI in the error status.
 //! * A write of the ICR while a dispatch is in progress is accepted and extends it; the earlier message is
 //!   already under way.
 //! * A lowest-priority message goes to the one with the lowest processor priority of those addressed that would
-//!   accept it, and among equals to the lowest identifier. There is no focus processor (as since the Pentium 4).
+//!   accept it, and among equals to the lowest identifier: no identifier rotates.
 //! * A write of a local-vector-table entry with a vector below 16 and fixed delivery, masked or not, sets "received
 //!   illegal vector" in the error status (the SDM allows it).
 //! * Logical destination 0xff is the broadcast in xAPIC mode, and reaches also an APIC whose logical-destination
-//!   register is zero.
+//!   register is zero. Cluster 15 of the cluster model is nobody's: the manual has clusters 0 to 14.
+//! * An APIC in xAPIC mode that a sender in x2APIC mode addresses sees the low eight bits of the destination.
 //! * The former delivery-status bit is ignored in x2APIC writes; the other reserved bits fault.
+//! * What is pending, in service and programmed is lost when the APIC is disabled by its base register. Its page is
+//!   answered by nobody then: reads give ones.
+//! * The timer counts nanoseconds of the model's clock, divided as configured; the time-stamp counter is that clock.
+//!   A change of the divisor lets it go on from the count that it has.
 //!
-//! Not modelled: the timer's counting (ticks are the machine's; the count registers hold what was written, the
-//! current count is zero), `ExtINT`, the pins, the arbitration and remote-read registers (zero, as on everything since
-//! the Pentium 4), changes of mode, EOI broadcasts to I/O APICs.
+//! Not modelled: the remote-read register (zero, as on everything since the Pentium 4), arbitration identifiers, the
+//! electrical polarity of the pins (asserted is asserted), and what firmware does in an SMI.
 
 mod acceptance;
+mod addressing;
+mod base;
+mod fault;
+mod features;
+mod local;
+mod message;
+mod priority;
 mod registers;
+mod timer;
 mod vectors;
 
-use core::fmt;
 use core::hash::{Hash, Hasher};
 use core::time::Duration;
 
-use smpcall_local_apic::{ApicId, DeliveryMode, Icr, Mode, Register, Trigger};
+use smpcall_local_apic::{ApicId, Mode};
 use smpcall_machine::Instant;
 
+use timer::Timer;
+
+pub use base::{GlobalState, PHYSICAL_ADDRESS_BITS};
+pub use fault::{BaseFault, Fault, FaultCause};
+pub use features::{Features, Generation};
+pub use local::LocalSource;
+pub use message::{Acceptance, Command, Effect, Message, Rejection};
+pub use priority::Acknowledged;
 pub use vectors::Vectors;
-
-/// What a register write caused outside the APIC.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Effect {
-    /// Nothing.
-    None,
-    /// A message goes out.
-    Dispatch(Command),
-    /// An end of interrupt: the vector whose in-service bit it cleared, if any was in service.
-    EndOfInterrupt(Option<u8>),
-}
-
-/// What goes on the bus.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Command {
-    /// The command as it was written.
-    pub icr: Icr,
-    /// The sender's mode: how wide the destination is, and what broadcast looks like.
-    pub mode: Mode,
-}
-
-impl Command {
-    /// What arrives at each of the addressed. Always edge-triggered: the local APIC overrides the trigger mode
-    /// of what it sends. SDM, "Interrupt Command Register (ICR)", valid combinations.
-    pub const fn message(&self) -> Message {
-        Message { vector: self.icr.vector, delivery_mode: self.icr.delivery_mode, trigger: Trigger::Edge }
-    }
-}
-
-/// What arrives at an APIC, from another APIC, an I/O APIC, or a device.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Message {
-    /// The vector; for a start-up message the page of the entry point.
-    pub vector: u8,
-    /// What kind of message.
-    pub delivery_mode: DeliveryMode,
-    /// The trigger mode, which the trigger-mode register remembers.
-    pub trigger: Trigger,
-}
-
-impl Message {
-    /// An ordinary, edge-triggered interrupt.
-    pub const fn fixed(vector: u8) -> Self {
-        Self { vector, delivery_mode: DeliveryMode::Fixed, trigger: Trigger::Edge }
-    }
-
-    /// Any edge-triggered message.
-    pub const fn edge(delivery_mode: DeliveryMode, vector: u8) -> Self {
-        Self { vector, delivery_mode, trigger: Trigger::Edge }
-    }
-}
-
-/// What became of a message that arrived.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Acceptance {
-    /// It is pending now (or, for INIT and start-up, was carried out).
-    Accepted,
-    /// One like it was pending already: the two are one.
-    Merged,
-    /// It is lost.
-    Rejected(Rejection),
-}
-
-/// Why a message was not accepted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum Rejection {
-    /// The APIC is disabled by software: it takes INIT, NMI, SMI and start-up only.
-    SoftwareDisabled,
-    /// The CPU waits for a start-up message.
-    WaitingForStartUp,
-    /// A start-up message to a CPU that does not wait for one.
-    NotWaitingForStartUp,
-    /// Vectors 0..=15 are illegal; the error status says so too.
-    IllegalVector,
-}
-
-/// A register access that raises a general-protection exception, which only x2APIC mode does (and an MSR
-/// access in xAPIC mode).
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Fault {
-    /// Which register.
-    pub register: Register,
-    /// Why.
-    pub cause: FaultCause,
-}
-
-/// Why a register access raises a general-protection exception.
-/// Source: SDM, "x2APIC Register Address Space" and "Reserved Bit Checking".
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub enum FaultCause {
-    /// No such register in this mode.
-    NoSuchRegister,
-    /// It cannot be written.
-    ReadOnly,
-    /// It cannot be read.
-    WriteOnly,
-    /// Reserved bits were set: these.
-    ReservedBits(u64),
-}
-
-impl fmt::Display for Fault {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "general-protection exception at MSR {:#x}: ", self.register.msr())?;
-        match self.cause {
-            FaultCause::NoSuchRegister => f.write_str("no such register in this mode"),
-            FaultCause::ReadOnly => f.write_str("it is read-only"),
-            FaultCause::WriteOnly => f.write_str("it is write-only"),
-            FaultCause::ReservedBits(bits) => write!(f, "reserved bits {bits:#x} were set"),
-        }
-    }
-}
-
-impl core::error::Error for Fault {}
 
 /// How the delivery-status bit of the ICR misbehaves. No effect in x2APIC mode, which has no such bit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -164,9 +71,11 @@ pub enum IcrFault {
 }
 
 /// One local APIC.
+#[allow(clippy::struct_excessive_bools, reason = "independent facts")]
 #[derive(Clone, Debug)]
 pub struct ApicModel {
     id: ApicId,
+    /// xAPIC mode also while disabled by the base register.
     mode: Mode,
     task_priority: u8,
     /// Bits 31..24 of the logical-destination register. xAPIC only.
@@ -187,11 +96,26 @@ pub struct ApicModel {
     errors: u32,
     readable_errors: u32,
     lvt: [u32; 7],
-    timer_initial_count: u32,
-    timer_divide: u32,
+    /// Local sources whose interrupt found no room, by their place in the local vector table.
+    held: u8,
+    timer: Timer,
     nmi_pending: bool,
     nmi_in_progress: bool,
     waiting_for_start_up: bool,
+    /// A message of an I/O APIC asks for an interrupt of the external controller.
+    ext_int: bool,
+    /// Whether the pins LINT0 and LINT1 are asserted.
+    pins: [bool; 2],
+    /// What hardware gave it: 32 bits, of which xAPIC mode has the low eight.
+    initial_id: u32,
+    features: Features,
+    /// Cleared only by the base register.
+    globally_enabled: bool,
+    /// Whether this is the boot CPU's.
+    bootstrap: bool,
+    /// Where the base register puts the page of registers.
+    base_address: u64,
+    smis: u64,
 }
 
 impl ApicModel {
@@ -201,7 +125,17 @@ impl ApicModel {
     /// # Panics
     /// If `id` means "all" in this mode or is too large for it.
     pub fn new(id: u32, mode: Mode) -> Self {
+        Self::with_features(id, mode, Features::CURRENT)
+    }
+
+    /// As [`new`](Self::new), of another implementation.
+    ///
+    /// # Panics
+    /// As for [`new`](Self::new); or if this generation has no such mode.
+    pub fn with_features(id: u32, mode: Mode, features: Features) -> Self {
         assert!(id < mode.broadcast(), "{mode} cannot have the identifier {id:#x}");
+        let has_mode = mode == Mode::XApic || features.generation != Generation::P6;
+        assert!(has_mode, "the P6 family has no x2APIC mode");
         Self {
             id: ApicId(id),
             mode,
@@ -218,13 +152,26 @@ impl ApicModel {
             dispatch_time: Duration::ZERO,
             errors: 0,
             readable_errors: 0,
-            lvt: [registers::LVT_MASKED; 7],
-            timer_initial_count: 0,
-            timer_divide: 0,
+            lvt: [local::MASKED; 7],
+            held: 0,
+            timer: Timer::default(),
             nmi_pending: false,
             nmi_in_progress: false,
             waiting_for_start_up: false,
+            ext_int: false,
+            pins: [false; 2],
+            initial_id: id,
+            features,
+            globally_enabled: true,
+            bootstrap: false,
+            base_address: base::DEFAULT_ADDRESS,
+            smis: 0,
         }
+    }
+
+    /// In what it differs from others.
+    pub const fn features(&self) -> Features {
+        self.features
     }
 
     /// Its identifier.
@@ -248,6 +195,16 @@ impl ApicModel {
         self.icr_fault = fault;
     }
 
+    /// As [`set_icr_fault`](Self::set_icr_fault); if it is stuck until a moment already, until the later one.
+    pub(crate) fn extend_icr_fault(&mut self, fault: IcrFault) {
+        self.icr_fault = Some(match (self.icr_fault, fault) {
+            (Some(IcrFault::StuckUntil(end)), IcrFault::StuckUntil(other)) => {
+                IcrFault::StuckUntil(end.max(other))
+            }
+            _ => fault,
+        });
+    }
+
     /// When the delivery status will say "idle", if nothing else is written before. The far end of the clock if it
     /// never will by itself; in the past if it does already. In x2APIC mode the start of the clock.
     pub fn icr_idle_at(&self) -> Instant {
@@ -257,6 +214,24 @@ impl ApicModel {
             (Mode::XApic, Some(IcrFault::StuckUntil(end))) => end.max(self.icr_busy_until),
             (Mode::XApic, Some(IcrFault::StuckUntilRewritten)) => Instant::from_nanos(u64::MAX),
         }
+    }
+
+    /// The bus tells the sender that its last command found no room at a receiver ([`Acceptance::Retry`]) and will be
+    /// offered again at `at`: until after then the delivery status says "pending" (xAPIC only). To be told anew each time;
+    /// when the message is accepted there is nothing to tell. SDM, "Interrupt Command Register (ICR)", delivery status.
+    pub fn offered_again_at(&mut self, at: Instant) {
+        self.icr_busy_until = self.icr_busy_until.max(at.plus(Duration::from_nanos(1)));
+    }
+
+    /// The bus tells the sender that nothing of it is [offered again](Self::offered_again_at) any more: the delivery status says
+    /// "idle" from `at` on.
+    pub fn offered_no_more(&mut self, at: Instant) {
+        self.icr_busy_until = self.icr_busy_until.min(at);
+    }
+
+    /// Whether an edge at this pin is an INIT. SDM, "Local Vector Table", delivery mode.
+    pub fn is_init_pin(&self, source: LocalSource) -> bool {
+        self.globally_enabled && self.delivers_init(source)
     }
 
     /// Whether it is enabled by software. SDM, "Spurious Interrupt", bit 8 of the register.
@@ -289,6 +264,11 @@ impl ApicModel {
         self.errors
     }
 
+    /// How many system-management interrupts it has accepted. Statistics: nothing depends on it.
+    pub const fn smis(&self) -> u64 {
+        self.smis
+    }
+
     /// Feeds everything that its future depends on into `state`. Two APICs that are fed the same things behave
     /// the same from `now` on: a moment in the past counts as no moment at all, one in the future as how far it is.
     pub fn hash_state(&self, state: &mut impl Hasher, now: Instant) {
@@ -296,12 +276,27 @@ impl ApicModel {
             IcrFault::StuckUntil(end) => (0, end.since(now)),
             IcrFault::StuckUntilRewritten => (1, Duration::ZERO),
         });
-        let identity = (self.id, self.mode, self.dispatch_time, self.timer_initial_count, self.timer_divide);
+        let identity = (self.id, self.mode, self.dispatch_time, self.initial_id, self.base_address);
         let addressing = (self.task_priority, self.logical_destination, self.destination_format);
         let vectors = (&self.irr, &self.isr, &self.tmr, self.spurious_vector, &self.lvt);
         let sending = (self.icr, self.icr_busy_until.since(now), fault, self.errors, self.readable_errors);
-        let cpu = (self.nmi_pending, self.nmi_in_progress, self.waiting_for_start_up);
+        let cpu = [
+            self.nmi_pending,
+            self.nmi_in_progress,
+            self.waiting_for_start_up,
+            self.ext_int,
+            self.pins[0],
+            self.pins[1],
+            self.globally_enabled,
+            self.bootstrap,
+            self.features.eoi_suppression,
+            self.features.writable_id,
+            self.features.tsc_deadline,
+            self.features.generation == Generation::P6,
+        ];
+        let cpu = cpu.into_iter().fold(u32::from(self.held), |bits, bit| bits << 1 | u32::from(bit));
         (identity, addressing, vectors, sending, cpu).hash(state);
+        self.hash_timer(state, now);
     }
 }
 

@@ -1,27 +1,32 @@
 //! The registers as software sees them: what reads return, what writes do, what faults.
 
-use smpcall_local_apic::{DeliveryMode, Icr, Level, Mode, Register, Shorthand, Trigger};
+use smpcall_local_apic::{ApicId, DeliveryMode, Icr, Level, Mode, Register, Shorthand, Trigger};
 use smpcall_machine::Instant;
 
-use super::{ApicModel, Command, Effect, Fault, FaultCause, IcrFault};
+use super::timer::DIVIDE_BITS;
+use super::{ApicModel, Command, Effect, Fault, FaultCause, Generation, IcrFault};
 
 pub(super) const SOFTWARE_ENABLE: u32 = 1 << 8;
-/// Vector, software enable, focus checking. The version register declares no suppression of EOI broadcasts.
-const SPURIOUS_VECTOR_BITS: u32 = 0x3ff;
-
-/// The mask bit of an entry of the local vector table.
-pub(super) const LVT_MASKED: u32 = 1 << 16;
-/// The delivery mode of an entry; zero is "fixed", the only one of those that have no such field.
-const LVT_DELIVERY: u32 = 0x700;
-/// Where [`lvt_entry`] puts the error entry.
-pub(super) const LVT_ERROR_INDEX: usize = 6;
-/// Delivery status (12) and remote IRR (14) of an entry: read-only, ignored when written.
-const LVT_READ_ONLY: u32 = 1 << 12 | 1 << 14;
+/// No search for a focus processor.
+const NO_FOCUS: u32 = 1 << 9;
+/// No broadcasts at the end of level-triggered interrupts.
+const NO_BROADCAST: u32 = 1 << 12;
+/// Vector, software enable, focus checking.
+const SPURIOUS_VECTOR_BITS: u32 = 0xff | SOFTWARE_ENABLE | NO_FOCUS;
+/// The bits of the spurious vector that are ones whatever is written, in the P6 family.
+const SPURIOUS_VECTOR_ONES: u32 = 0xf;
 
 /// Version 0x14 (an integrated APIC), seven entries in the local vector table. SDM, "Local APIC Version Register".
 const VERSION: u32 = 0x14 | 6 << 16;
+/// An integrated APIC with five entries.
+const P6_VERSION: u32 = 0x11 | 4 << 16;
+/// Broadcasts of an end of interrupt can be suppressed.
+const SUPPRESSES: u32 = 1 << 24;
 
 /// SDM, "Error Handling": the bits of the error-status register.
+pub(super) const SEND_ACCEPT: u32 = 1 << 2;
+pub(super) const RECEIVE_ACCEPT: u32 = 1 << 3;
+const REDIRECTABLE: u32 = 1 << 4;
 pub(super) const SENT_ILLEGAL_VECTOR: u32 = 1 << 5;
 pub(super) const RECEIVED_ILLEGAL_VECTOR: u32 = 1 << 6;
 pub(super) const ILLEGAL_REGISTER: u32 = 1 << 7;
@@ -29,7 +34,6 @@ pub(super) const ILLEGAL_REGISTER: u32 = 1 << 7;
 /// The writable bits of the ICR's low word; the status bit is read-only.
 const ICR_LOW_BITS: u64 = 0x000c_cfff;
 const ICR_DELIVERY_STATUS: u64 = Icr::SEND_PENDING as u64;
-const TIMER_DIVIDE_BITS: u32 = 0b1011;
 
 /// A register, sorted by what accessing it does.
 #[derive(Clone, Copy)]
@@ -37,8 +41,10 @@ enum Kind {
     Id,
     Version,
     TaskPriority,
-    /// Present in the map but not supported by anything since the Pentium 4; not on x2APIC.
-    Unsupported,
+    /// In the map, but supported only by the P6 family; not on x2APIC.
+    ArbitrationPriority,
+    /// In the map, but not supported by anything since the Pentium 4; not on x2APIC.
+    RemoteRead,
     ProcessorPriority,
     EndOfInterrupt,
     LogicalDestination,
@@ -50,7 +56,10 @@ enum Kind {
     ErrorStatus,
     IcrLow,
     IcrHigh,
-    Lvt(usize),
+    Entry {
+        place: usize,
+        writable: u32,
+    },
     TimerInitialCount,
     TimerCurrentCount,
     TimerDivide,
@@ -58,30 +67,15 @@ enum Kind {
     Reserved,
 }
 
-/// The index of an entry in the local vector table, and the bits of it that can be written.
-fn lvt_entry(register: Register) -> Option<(usize, u32)> {
-    const VECTOR: u32 = 0xff;
-    const PIN: u32 = 1 << 13 | 1 << 15;
-    Some(match register {
-        Register::LVT_CMCI => (0, VECTOR | LVT_DELIVERY | LVT_MASKED),
-        Register::LVT_TIMER => (1, VECTOR | LVT_MASKED | 0b11 << 17),
-        Register::LVT_THERMAL => (2, VECTOR | LVT_DELIVERY | LVT_MASKED),
-        Register::LVT_PERFORMANCE => (3, VECTOR | LVT_DELIVERY | LVT_MASKED),
-        Register::LVT_LINT0 => (4, VECTOR | LVT_DELIVERY | PIN | LVT_MASKED),
-        Register::LVT_LINT1 => (5, VECTOR | LVT_DELIVERY | PIN | LVT_MASKED),
-        Register::LVT_ERROR => (LVT_ERROR_INDEX, VECTOR | LVT_MASKED),
-        _ => return None,
-    })
-}
-
 /// SDM, "Local APIC Register Address Map" and "x2APIC Register Address Space".
-fn kind(register: Register, mode: Mode) -> Kind {
+fn kind(register: Register, apic: &ApicModel) -> Kind {
     let index = register.offset() % 0x80 / 0x10;
     let kind = match register {
         Register::ID => Kind::Id,
         Register::VERSION => Kind::Version,
         Register::TASK_PRIORITY => Kind::TaskPriority,
-        Register::ARBITRATION_PRIORITY | Register::REMOTE_READ => Kind::Unsupported,
+        Register::ARBITRATION_PRIORITY => Kind::ArbitrationPriority,
+        Register::REMOTE_READ => Kind::RemoteRead,
         Register::PROCESSOR_PRIORITY => Kind::ProcessorPriority,
         Register::END_OF_INTERRUPT => Kind::EndOfInterrupt,
         Register::LOGICAL_DESTINATION => Kind::LogicalDestination,
@@ -98,12 +92,17 @@ fn kind(register: Register, mode: Mode) -> Kind {
             0x100..=0x170 => Kind::InService(index),
             0x180..=0x1f0 => Kind::TriggerMode(index),
             0x200..=0x270 => Kind::InterruptRequest(index),
-            _ => lvt_entry(register).map_or(Kind::Reserved, |(index, _)| Kind::Lvt(index)),
+            _ => apic
+                .entry_of(register)
+                .map_or(Kind::Reserved, |(place, writable)| Kind::Entry { place, writable }),
         },
     };
-    match (kind, mode) {
+    match (kind, apic.mode) {
         (Kind::SelfIpi, Mode::XApic)
-        | (Kind::Unsupported | Kind::DestinationFormat | Kind::IcrHigh, Mode::X2Apic) => Kind::Reserved,
+        | (
+            Kind::ArbitrationPriority | Kind::RemoteRead | Kind::DestinationFormat | Kind::IcrHigh,
+            Mode::X2Apic,
+        ) => Kind::Reserved,
         _ => kind,
     }
 }
@@ -112,16 +111,20 @@ impl ApicModel {
     /// Reads a register at `now`. In x2APIC mode the ICR's low 32 bits; [`read_icr`](Self::read_icr) has all.
     ///
     /// In xAPIC mode a reserved register reads as zero and is noted as an error, and a write-only one reads as zero.
+    /// Disabled by the base register, all read as ones: nobody answers.
     ///
     /// # Errors
     /// In x2APIC mode, if the register is reserved or write-only.
     pub fn read(&mut self, register: Register, now: Instant) -> Result<u32, Fault> {
-        Ok(match kind(register, self.mode) {
+        if !self.globally_enabled {
+            return Ok(u32::MAX);
+        }
+        Ok(match kind(register, self) {
             Kind::Id => match self.mode {
                 Mode::XApic => self.id.0 << 24,
                 Mode::X2Apic => self.id.0,
             },
-            Kind::Version => VERSION,
+            Kind::Version => self.version(),
             Kind::TaskPriority => u32::from(self.task_priority),
             Kind::ProcessorPriority => u32::from(self.processor_priority()),
             Kind::LogicalDestination => match self.mode {
@@ -136,10 +139,14 @@ impl ApicModel {
             Kind::ErrorStatus => self.readable_errors,
             Kind::IcrLow => self.read_icr(now) as u32,
             Kind::IcrHigh => (self.icr >> 32) as u32,
-            Kind::Lvt(index) => self.lvt[index],
-            Kind::TimerInitialCount => self.timer_initial_count,
-            Kind::TimerDivide => self.timer_divide,
-            Kind::Unsupported | Kind::TimerCurrentCount => 0,
+            Kind::Entry { place, .. } => self.read_entry(place),
+            Kind::TimerInitialCount => self.timer.initial_count,
+            Kind::TimerCurrentCount => self.current_count(now),
+            Kind::TimerDivide => self.timer.divide,
+            Kind::ArbitrationPriority if self.features.generation == Generation::P6 => {
+                u32::from(self.arbitration_priority())
+            }
+            Kind::ArbitrationPriority | Kind::RemoteRead => 0,
             Kind::EndOfInterrupt | Kind::SelfIpi => self.illegal(register, FaultCause::WriteOnly)?,
             Kind::Reserved => self.illegal(register, FaultCause::NoSuchRegister)?,
         })
@@ -155,28 +162,39 @@ impl ApicModel {
     /// [`write_icr`](Self::write_icr).
     ///
     /// In xAPIC mode a write to a reserved register is noted as an error, one to a read-only register or bit is ignored.
+    /// Disabled by the base register, every write is: nobody listens.
     ///
     /// # Errors
     /// In x2APIC mode, if the register is reserved or read-only, or a reserved bit is set.
     pub fn write(&mut self, register: Register, value: u32, now: Instant) -> Result<Effect, Fault> {
-        match kind(register, self.mode) {
+        if !self.globally_enabled {
+            return Ok(Effect::None);
+        }
+        match kind(register, self) {
+            Kind::Id if self.mode == Mode::XApic && self.features.writable_id => {
+                self.id = ApicId(value >> 24);
+            }
             Kind::TaskPriority => {
                 self.allow(register, value, 0xff)?;
                 self.task_priority = value as u8;
             }
             Kind::EndOfInterrupt => {
                 self.allow(register, value, 0)?;
-                return Ok(Effect::EndOfInterrupt(self.end_of_interrupt()));
+                return Ok(self.end_of_interrupt());
             }
             Kind::LogicalDestination if self.mode == Mode::XApic => {
                 self.logical_destination = (value >> 24) as u8;
             }
             Kind::DestinationFormat => self.destination_format = (value >> 28) as u8,
             Kind::SpuriousVector => {
-                self.allow(register, value, SPURIOUS_VECTOR_BITS)?;
-                self.spurious_vector = value & SPURIOUS_VECTOR_BITS;
+                let suppress = if self.features.eoi_suppression { NO_BROADCAST } else { 0 };
+                self.allow(register, value, SPURIOUS_VECTOR_BITS | suppress)?;
+                self.settle_timer(now);
+                let p6 = self.features.generation == Generation::P6;
+                let ones = if p6 { SPURIOUS_VECTOR_ONES } else { 0 };
+                self.spurious_vector = value & (SPURIOUS_VECTOR_BITS | suppress) | ones;
                 if !self.is_enabled() {
-                    self.lvt.iter_mut().for_each(|entry| *entry |= LVT_MASKED);
+                    self.mask_entries();
                 }
             }
             Kind::ErrorStatus => {
@@ -188,18 +206,15 @@ impl ApicModel {
                 return self.command(high | u64::from(value), now);
             }
             Kind::IcrHigh => self.icr = u64::from(value & 0xff00_0000) << 32 | self.icr & 0xffff_ffff,
-            Kind::Lvt(index) => {
-                let writable = lvt_entry(register).map_or(0, |(_, bits)| bits);
-                self.allow(register, value, writable | LVT_READ_ONLY)?;
-                self.lvt[index] = value & writable | if self.is_enabled() { 0 } else { LVT_MASKED };
-                if self.lvt[index] & LVT_DELIVERY == 0 && (value as u8) < 16 {
-                    self.raise_error(RECEIVED_ILLEGAL_VECTOR);
-                }
+            Kind::Entry { place, writable } => {
+                self.allow(register, value, writable | Self::ENTRY_READ_ONLY)?;
+                self.settle_timer(now);
+                self.write_entry(place, value & writable);
             }
-            Kind::TimerInitialCount => self.timer_initial_count = value,
+            Kind::TimerInitialCount => self.write_initial_count(value, now),
             Kind::TimerDivide => {
-                self.allow(register, value, TIMER_DIVIDE_BITS)?;
-                self.timer_divide = value & TIMER_DIVIDE_BITS;
+                self.allow(register, value, DIVIDE_BITS)?;
+                self.write_divide(value & DIVIDE_BITS, now);
             }
             Kind::SelfIpi => {
                 self.allow(register, value, 0xff)?;
@@ -208,7 +223,8 @@ impl ApicModel {
             }
             Kind::Id
             | Kind::Version
-            | Kind::Unsupported
+            | Kind::ArbitrationPriority
+            | Kind::RemoteRead
             | Kind::ProcessorPriority
             | Kind::LogicalDestination
             | Kind::InService(_)
@@ -255,7 +271,11 @@ impl ApicModel {
             }
         }
         let Ok(icr) = Icr::decode(self.icr, self.mode) else { return Ok(Effect::None) };
-        if !is_valid(&icr, self.mode) {
+        if icr.delivery_mode == DeliveryMode::LowestPriority && self.mode == Mode::X2Apic {
+            self.raise_error(REDIRECTABLE);
+            return Ok(Effect::None);
+        }
+        if !is_valid(&icr) {
             return Ok(Effect::None);
         }
         let effect = self.dispatch(icr);
@@ -263,6 +283,23 @@ impl ApicModel {
             self.icr_busy_until = self.icr_busy_until.max(now).plus(self.dispatch_time);
         }
         Ok(effect)
+    }
+
+    /// SDM, "Local APIC Version Register".
+    fn version(&self) -> u32 {
+        let version = match self.features.generation {
+            Generation::P6 => P6_VERSION,
+            Generation::Pentium4 => VERSION,
+        };
+        version | if self.features.eoi_suppression { SUPPRESSES } else { 0 }
+    }
+
+    pub(super) const fn checks_focus(&self) -> bool {
+        self.spurious_vector & NO_FOCUS == 0
+    }
+
+    pub(super) const fn suppresses_broadcasts(&self) -> bool {
+        self.spurious_vector & NO_BROADCAST != 0
     }
 
     fn dispatch(&mut self, icr: Icr) -> Effect {
@@ -296,16 +333,15 @@ impl ApicModel {
 
 /// Whether the manual lists the combination as valid. SDM, "Interrupt Command Register (ICR)", valid combinations
 /// for the Pentium 4 and later.
-fn is_valid(icr: &Icr, mode: Mode) -> bool {
+fn is_valid(icr: &Icr) -> bool {
     let fixed = icr.delivery_mode == DeliveryMode::Fixed;
     let allowed_by_shorthand = match icr.shorthand {
         Shorthand::SelfOnly | Shorthand::All => fixed,
         Shorthand::None | Shorthand::AllButSelf => true,
     };
-    let lowest_priority_exists = mode == Mode::XApic || icr.delivery_mode != DeliveryMode::LowestPriority;
     // INIT level de-assert: ignored since the Pentium 4.
     let deasserts_init = icr.delivery_mode == DeliveryMode::Init
         && icr.level == Level::Deassert
         && icr.trigger == Trigger::Level;
-    allowed_by_shorthand && lowest_priority_exists && !deasserts_init
+    allowed_by_shorthand && !deasserts_init
 }

@@ -26,6 +26,11 @@ impl Vectors {
         Some((word as u32 * 32 + self.0[word].ilog2()) as u8)
     }
 
+    /// How many members the class has: 16 vectors, `16 * class` and up.
+    pub(super) const fn count_of_class(&self, class: u8) -> u32 {
+        (self.0[class as usize / 2] >> (class % 2 * 16) & 0xffff).count_ones()
+    }
+
     /// The members, in ascending order.
     pub fn iter(&self) -> impl Iterator<Item = u8> + '_ {
         (0..=255).filter(|&vector| self.contains(vector))
