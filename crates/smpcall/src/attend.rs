@@ -85,7 +85,8 @@ impl<K: Kernel> Drop for Attended<K> {
     fn drop(&mut self) {
         if self.outermost {
             let door = self.here.mine.door.0.fetch_and(!ATTENDED, Relaxed);
-            if door & OPEN != 0 && door & MARKS != 0 {
+            // Deferred work that it has listed is run by the exit of an interrupt.
+            if door & OPEN != 0 && (door & MARKS != 0 || self.here.mine.has_work()) {
                 self.here.boxes.ring(self.here.me, self.here.me);
             }
         }

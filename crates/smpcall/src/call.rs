@@ -31,6 +31,15 @@ impl<F: FnOnce() -> R, R> Frame<F, R> {
         Payload { run: Some(Self::run), luggage }
     }
 
+    /// After a call that failed: drops what is whole.
+    #[cold]
+    fn abandon(self, error: CallError) {
+        if error == CallError::TargetDied {
+            // The dead CPU may have stopped in the middle of taking the closure out or of writing the result.
+            core::mem::forget(self);
+        }
+    }
+
     /// # Safety
     /// The luggage was made by `payload` of a frame that is alive, and nobody else runs it.
     unsafe fn run(luggage: &Luggage, _: Cpu) {
@@ -60,12 +69,18 @@ impl<K: Kernel> Caller<'_, K> {
     /// the closure has run (law L4): a call that borrows lasts its deadline plus its closure at most.
     ///
     /// # Errors
-    /// [`CallError`]. The closure has not run and will not run, except for [`CallError::Panicked`].
+    /// [`CallError`]. The closure has not run and will not run, except for [`CallError::Panicked`] and
+    /// [`CallError::TargetDied`].
     #[inline]
     pub fn call<R: Send, F: FnOnce() -> R + Send>(self, target: Cpu, closure: F) -> Result<R, CallError> {
         let frame = Frame::new(closure);
-        self.call_frame(target, &frame)?;
-        frame.result.into_inner().ok_or(CallError::Panicked)
+        match self.call_frame(target, &frame) {
+            Ok(()) => frame.result.into_inner().ok_or(CallError::Panicked),
+            Err(error) => {
+                frame.abandon(error);
+                Err(error)
+            }
+        }
     }
 
     /// Runs `closure` on one CPU of `candidates`: this one if it is among them, else the first that is online.
@@ -89,7 +104,10 @@ impl<K: Kernel> Caller<'_, K> {
                 // Only these say that the next one is worth trying, and that the frame still has its closure.
                 Err(CallError::NoSuchCpu) => {}
                 Err(CallError::Offline) => refused = CallError::Offline,
-                Err(error) => return Err(error),
+                Err(error) => {
+                    frame.abandon(error);
+                    return Err(error);
+                }
                 Ok(()) => {
                     let result = frame.result.into_inner().ok_or(CallError::Panicked)?;
                     return Ok((target, result));
@@ -120,7 +138,10 @@ impl<K: Kernel> Caller<'_, K> {
         unsafe { luggage.as_mut_ptr().cast::<F>().write(closure) };
         let payload = Payload { run: Some(run_inline::<F>), luggage };
         let result = self.send(target, payload, true);
-        if matches!(result, Ok(()) | Err(CallError::Unfinished(_) | CallError::Panicked)) {
+        if matches!(
+            result,
+            Ok(()) | Err(CallError::Unfinished(_) | CallError::Panicked | CallError::TargetDied)
+        ) {
             return result;
         }
         // SAFETY: not run and never will be, so the luggage still holds the closure; it is dropped here.

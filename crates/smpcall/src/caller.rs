@@ -43,6 +43,11 @@ impl<K: Kernel> Caller<'static, K> {
 }
 
 impl<K: Kernel> Caller<'_, K> {
+    /// A caller that polls, until this deadline: for what disables interrupts by itself.
+    pub(crate) fn polling(&self, deadline: Deadline) -> Caller<'static, K> {
+        Caller { started: self.started, deadline, interrupts_off: true, guard: PhantomData }
+    }
+
     /// Pins the caller to its CPU, if its context allows calls.
     #[inline(always)]
     pub(crate) fn pin(&self) -> Result<(InterruptsOff<K>, Here<K>), CallError> {
@@ -54,6 +59,10 @@ impl<K: Kernel> Caller<'_, K> {
             return Err(CallError::InterruptsOff);
         }
         let here = Here::new(pinned.cpu()).ok_or(CallError::NoSuchCpu)?;
+        if self.interrupts_off && here.mine.own.0.stopped.get() != 0 {
+            // Nobody serves: it would wait until its deadline, and the machine with it.
+            return Err(CallError::InRendezvous);
+        }
         Ok((pinned, here))
     }
 

@@ -43,6 +43,16 @@ counters! {
     posts_merged,
     /// Posts run on this CPU.
     posts_run,
+    /// Deferred work run on this CPU. It was counted as a post when it was queued.
+    work_run,
+    /// Posts and deferred work of other CPUs that were abandoned to this one.
+    posts_abandoned,
+    /// Posts and deferred work that CPUs had begun and not ended which this one declared dead: lost with them.
+    posts_torn,
+    /// Rendezvous of all CPUs that this CPU has controlled, and that took place.
+    rendezvous,
+    /// Rendezvous of all CPUs that were given up before anybody ran anything.
+    rendezvous_given_up,
     /// Reschedule requests taken on this CPU.
     reschedules_taken,
     /// First rings into quiet mailboxes, one for each target.
@@ -61,6 +71,8 @@ counters! {
     probes_sent,
     /// Probes answered.
     probes_answered,
+    /// Lockups that this CPU has found: its own soft ones, and hard ones of the CPU that it looks after.
+    lockups_found,
     /// The longest wait for a call, in nanoseconds.
     longest_wait,
 }

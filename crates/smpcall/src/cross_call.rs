@@ -110,15 +110,16 @@ impl<K: Kernel> CrossCall<K> {
         }
     }
 
-    /// Before a CPU halts: serves the mailbox, and returns whether it is quiet. If so the CPU may enable
-    /// interrupts and halt in one step (`sti; hlt`): who comes later rings.
+    /// Before a CPU halts: serves the mailbox, and returns whether it is quiet and no deferred work is left. If so the
+    /// CPU may enable interrupts and halt in one step (`sti; hlt`): who comes later rings. If not, it enables
+    /// interrupts, [runs its work](Self::run_work), and comes back.
     pub fn may_halt(guard: &mut InterruptsOff<K>) -> bool {
         let _ = guard;
         let pinned = InterruptsOff::<K>::new();
         let Some(here) = Here::<K>::new(pinned.cpu()) else { return true };
         here.serve();
         let door = here.mine.door.0.load(Relaxed);
-        door & OPEN == 0 || door & MARKS == 0
+        (door & OPEN == 0 || door & MARKS == 0) && !here.mine.has_work()
     }
 
     /// Waits by polling: serves this CPU's mailbox, which nobody rings meanwhile, until the condition holds or

@@ -67,8 +67,8 @@ impl fmt::Display for Diagnosis {
     }
 }
 
-/// Why a call was not run, or not finished. Except for [`Unfinished`](CallError::Unfinished) and
-/// [`Panicked`](CallError::Panicked) the closure was not run and never will be.
+/// Why a call was not run, or not finished. Except for [`Unfinished`](CallError::Unfinished),
+/// [`Panicked`](CallError::Panicked) and [`TargetDied`](CallError::TargetDied) the closure was not run and never will be.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CallError {
     /// There is no CPU with this number (or the set to choose from is empty).
@@ -83,6 +83,9 @@ pub enum CallError {
     /// All call levels of this CPU were in use until the deadline (without one: for
     /// [`LEVEL_WAIT`](crate::Kernel::LEVEL_WAIT)), or a nested caller is already waiting for one.
     Busy,
+    /// This CPU is stopped in a [rendezvous](crate::Caller::rendezvous), and so are all others: nobody would serve it. It can
+    /// [`post`](crate::CrossCall::post).
+    InRendezvous,
     /// The deadline had passed before anything was sent.
     DeadlinePassed,
     /// Nobody had claimed it by the deadline; it was withdrawn.
@@ -92,6 +95,9 @@ pub enum CallError {
     Unfinished(Diagnosis),
     /// The closure panicked on the target, which went on panicking.
     Panicked,
+    /// The target had claimed it when it was [declared dead](crate::CrossCall::declare_dead): it may have run, in part or
+    /// not at all. What it captured and what it would have returned is leaked.
+    TargetDied,
     /// A slot for a result is missing: the slice ends before the target's number.
     NoRoomForResult,
 }
@@ -106,16 +112,53 @@ impl fmt::Display for CallError {
                 f.write_str("interrupts are disabled: call with the guard that disabled them")
             }
             Self::Busy => f.write_str("all call levels of this CPU are in use"),
+            Self::InRendezvous => {
+                f.write_str("all CPUs are stopped in a rendezvous: post it, and it is run afterwards")
+            }
             Self::DeadlinePassed => f.write_str("the deadline had passed before the call was sent"),
             Self::TimedOut(diagnosis) => write!(f, "timed out: {diagnosis}"),
             Self::Unfinished(diagnosis) => write!(f, "claimed, not finished: {diagnosis}"),
             Self::Panicked => f.write_str("the closure panicked on the target"),
+            Self::TargetDied => f.write_str("the target died after it had claimed the call"),
             Self::NoRoomForResult => f.write_str("the results have no room for the target"),
         }
     }
 }
 
 impl core::error::Error for CallError {}
+
+/// Why an operation on the whole machine - hotplug, a rendezvous - did not begin. Nothing was done.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ExclusiveError {
+    /// It waits, and an NMI handler must not.
+    FromNmi,
+    /// Interrupts are disabled here, and the caller did not hand in the guard that disabled them.
+    InterruptsOff,
+    /// This is inside of a closure or post that the CPU serves: the operation could wait for its own end.
+    InsideServed,
+    /// This CPU has no mailbox.
+    NoSuchCpu,
+    /// Another such operation, of a task on this CPU, lasted until the deadline.
+    HeldBy(Cpu),
+}
+
+impl fmt::Display for ExclusiveError {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::FromNmi => f.write_str("an NMI handler cannot wait for other CPUs"),
+            Self::InterruptsOff => {
+                f.write_str("interrupts are disabled: hand in the guard that disabled them, or enable them")
+            }
+            Self::InsideServed => f.write_str("inside of a served closure: do it from a task"),
+            Self::NoSuchCpu => f.write_str("this CPU has no mailbox"),
+            Self::HeldBy(cpu) => {
+                write!(f, "another operation on the whole machine, of {cpu}, lasted until the deadline")
+            }
+        }
+    }
+}
+
+impl core::error::Error for ExclusiveError {}
 
 /// Why a call to many was not run, or not on all.
 pub enum ManyError<M: Machine> {
@@ -133,6 +176,9 @@ pub struct ManyFailures<M: Machine> {
     pub timed_out: M::CpuSet,
     /// The closure panicked there.
     pub panicked: M::CpuSet,
+    /// They had claimed it when they were [declared dead](crate::CrossCall::declare_dead): it may have run there, in part
+    /// or not at all.
+    pub died: M::CpuSet,
     /// The first of those that timed out, and why.
     pub diagnosis: Option<(Cpu, Diagnosis)>,
 }
@@ -144,6 +190,7 @@ impl<M: Machine> Clone for ManyFailures<M> {
             offline: self.offline.clone(),
             timed_out: self.timed_out.clone(),
             panicked: self.panicked.clone(),
+            died: self.died.clone(),
             diagnosis: self.diagnosis,
         }
     }
@@ -164,6 +211,7 @@ impl<M: Machine> fmt::Debug for ManyFailures<M> {
             .field("offline", &self.offline)
             .field("timed_out", &self.timed_out)
             .field("panicked", &self.panicked)
+            .field("died", &self.died)
             .field("diagnosis", &self.diagnosis)
             .finish()
     }
@@ -183,8 +231,11 @@ impl<M: Machine> fmt::Display for ManyError<M> {
         match self {
             Self::NotSent(error) => write!(f, "{error}"),
             Self::Failed(failures) => {
-                let ManyFailures { offline, timed_out, panicked, diagnosis } = failures;
+                let ManyFailures { offline, timed_out, panicked, died, diagnosis } = failures;
                 write!(f, "offline: {}; timed out: {}; panicked: {}", &**offline, &**timed_out, &**panicked)?;
+                if !died.is_empty() {
+                    write!(f, "; died: {}", &**died)?;
+                }
                 match diagnosis {
                     Some((cpu, diagnosis)) => write!(f, "; {cpu}: {diagnosis}"),
                     None => Ok(()),

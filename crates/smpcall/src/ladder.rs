@@ -57,6 +57,11 @@ impl Ladder {
         self.deadline.min(Deadline::at(self.next_look))
     }
 
+    /// The deadline; after it has passed on a claimed call, when to report next.
+    pub(crate) fn next_report(&self) -> Deadline {
+        self.deadline
+    }
+
     /// Whether the time for the next step has come.
     pub(crate) fn is_due(&self, now: Instant) -> bool {
         self.next_step().has_passed(now)

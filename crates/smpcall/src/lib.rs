@@ -35,14 +35,20 @@ mod attend;
 mod call;
 mod caller;
 mod counters;
+mod crash;
+mod crash_notes;
 mod cross_call;
 mod door;
 mod error;
 mod event_ring;
+mod global;
+mod hotplug;
 #[cfg(test)]
 #[path = "../tests/support/idle.rs"]
 mod idle;
 pub mod ladder;
+mod lists;
+mod lockup;
 mod mailbox;
 mod many;
 pub mod mark;
@@ -50,22 +56,34 @@ mod open;
 mod pending;
 mod post;
 mod probe;
+pub mod rendezvous;
 pub mod serve;
 pub mod slot;
 mod storage;
+mod word_name;
+pub mod work;
 
 pub use call::INLINE_WORDS;
 pub use caller::Caller;
 pub use counters::Counters;
+pub use crash::{Crash, CrashStop};
+pub use crash_notes::CrashNotes;
 pub use cross_call::CrossCall;
-pub use error::{CallError, Diagnosis, ManyError, ManyFailures, PostError, PostRefusal, TargetState};
+pub use error::{
+    CallError, Diagnosis, ExclusiveError, ManyError, ManyFailures, PostError, PostRefusal, TargetState,
+};
 pub use event_ring::{EventRing, EventSlot};
-pub use mailbox::{Mailbox, Mailboxes, WordName};
+pub use hotplug::{Callback, FenceError, Hotplug, HotplugError, Life, Refused, Stage};
+pub use lockup::{Answer, BackTraceError, Lockup, LockupKind, Lockups};
+pub use mailbox::{Mailbox, Mailboxes};
 pub use post::{Deferred, Handover, Post, Posted};
+pub use rendezvous::RendezvousError;
 pub use slot::LEVELS;
 pub use smpcall_machine as machine;
 pub use smpcall_machine::{Cpu, CpuMask, CpuSet, Deadline, Instant, InterruptsOff, Machine};
-pub use storage::{Storage, leaf_words, set_words};
+pub use smpcall_vmcore as vmcore;
+pub use storage::{Storage, leaf_words, target_words};
+pub use word_name::WordName;
 
 use core::time::Duration;
 

@@ -1,13 +1,14 @@
 //! The mailbox of a CPU, and all mailboxes of a machine.
 //!
-//! Memory per ordered pair of CPUs is bits: a leaf bit per source, and claim and panic bits per call level for
-//! calls to many. On machines of up to 48 CPUs the group bits of the door are the sources and there are no
+//! Memory per ordered pair of CPUs is bits: a leaf bit per source, and four bits per call level for calls
+//! to many. On machines of up to 48 CPUs the group bits of the door are the sources and there are no
 //! leaves.
 
-use core::fmt;
 use core::sync::atomic::Ordering::Relaxed;
 
 use crate::door::{GROUPS, group_bit};
+use crate::global::Global;
+use crate::lockup::Watch;
 use crate::slot::{LEVELS, Slot, number_bits};
 use crate::{Counters, Cpu, EventRing, EventSlot, Kernel, Plain, Pointer, Word, post};
 use smpcall_machine::{Counter, CpuSetStorage, Event, EventKind, Instant, Machine};
@@ -31,12 +32,31 @@ pub struct Mailbox<K: Kernel> {
     pub(crate) left_behind: Word<K>,
     /// When a ring to this CPU was last repeated: waiters share one back-off.
     pub(crate) rung_again_at: Word<K>,
-    /// Posts taken from the list and not run yet, oldest first. The owner's, with interrupts off.
+    /// Posts that are just being moved from the list to the backlog: the newest. As the next three, the owner's, with
+    /// interrupts off: see [`lists`](crate::lists).
+    pub(crate) taken: Pointer<K, post::Link<K>>,
+    /// Posts taken from the list and not run yet: the oldest.
     pub(crate) backlog: Pointer<K, post::Link<K>>,
+    /// The post that is just taken from the backlog or from the work, to be run.
+    pub(crate) beginning: Pointer<K, post::Link<K>>,
+    /// Deferred work that was listed and not run yet: the newest, which points to the oldest.
+    pub(crate) work: Pointer<K, post::Link<K>>,
+    /// The stage of a rendezvous that this CPU has reached: see [`rendezvous`](crate::rendezvous). 0: it takes part in none.
+    pub(crate) stage_reached: Word<K>,
     /// Set by a CPU that wants to know whether this one is alive.
     pub(crate) probe_wanted: Word<K>,
     /// Whether this CPU has declared that it can take an NMI.
     pub(crate) takes_nmi: Word<K>,
+    /// Where this CPU is on its way up or down: 0 if it is on neither.
+    pub(crate) life: Word<K>,
+    /// Which steps of a crash stop this CPU has begun: see [`crash`](crate::crash). The owner's, in all its contexts.
+    pub(crate) crash_steps: Word<K>,
+    /// Whether this CPU has saved itself after a crash.
+    pub(crate) crash_saved: Word<K>,
+    /// Who wants a back trace of this CPU: its number + 1, or 0.
+    pub(crate) back_trace_wanted: Word<K>,
+    /// Since when this CPU is said to be locked up hard, in nanoseconds; 0 if it is not.
+    pub(crate) hard_locked_up: Word<K>,
     pub(crate) own: Line<Own>,
 }
 
@@ -52,6 +72,12 @@ pub(crate) struct Own {
     pub(crate) next_source: Counter,
     /// A caller with interrupts off waits for a call level on this CPU.
     pub(crate) starving: Counter,
+    /// Posts and deferred work that have begun and not ended, nested ones included.
+    pub(crate) posts_under_way: Counter,
+    /// This CPU runs its deferred work.
+    pub(crate) working: Counter,
+    /// This CPU is in a stage of a rendezvous in which it serves nobody.
+    pub(crate) stopped: Counter,
     /// The last answer to a probe: instruction pointer and [`INTERRUPTS_ENABLED`](Own::INTERRUPTS_ENABLED).
     pub(crate) probe_answer: Counter,
     pub(crate) probe_answers: Counter,
@@ -59,12 +85,23 @@ pub(crate) struct Own {
     pub(crate) passes_at_backstop: Counter,
     /// The number of the next event in this CPU's event ring.
     pub(crate) next_event: Counter,
+    /// What this CPU knows of its own progress, and of another CPU's ticks.
+    pub(crate) watch: Watch,
 }
 
 impl Own {
     pub(crate) const POST_RUNS: u64 = u64::MAX;
     /// Instruction pointers of kernels are canonical: bit 63 repeats bit 62 and is free for this.
     pub(crate) const INTERRUPTS_ENABLED: u64 = 1 << 63;
+
+    /// Its CPU was fenced: nothing of what it was in the middle of goes on.
+    pub(crate) fn forget_contexts(&self) {
+        for counter in
+            [&self.running, &self.depth, &self.starving, &self.posts_under_way, &self.working, &self.stopped]
+        {
+            counter.set(0);
+        }
+    }
 }
 
 impl<K: Kernel> Mailbox<K> {
@@ -77,9 +114,18 @@ impl<K: Kernel> Mailbox<K> {
         calls_queued: Plain::<K, _>::new(0),
         left_behind: Word::<K>::new(0),
         rung_again_at: Word::<K>::new(0),
+        taken: Pointer::<K, _>::new(core::ptr::null_mut()),
         backlog: Pointer::<K, _>::new(core::ptr::null_mut()),
+        beginning: Pointer::<K, _>::new(core::ptr::null_mut()),
+        work: Pointer::<K, _>::new(core::ptr::null_mut()),
+        stage_reached: Word::<K>::new(0),
         probe_wanted: Word::<K>::new(0),
         takes_nmi: Word::<K>::new(0),
+        life: Word::<K>::new(0),
+        crash_steps: Word::<K>::new(0),
+        crash_saved: Word::<K>::new(0),
+        back_trace_wanted: Word::<K>::new(0),
+        hard_locked_up: Word::<K>::new(0),
         own: Line(Own::NEW),
     };
 
@@ -97,6 +143,23 @@ impl<K: Kernel> Mailbox<K> {
         }
     }
 
+    /// Its words that are no arrays, each with its name. All zero at first.
+    pub(crate) fn words(&self) -> [(&Word<K>, &'static str); 11] {
+        [
+            (&self.door.0, "door"),
+            (&self.left_behind, "left_behind"),
+            (&self.rung_again_at, "rung_again_at"),
+            (&self.probe_wanted, "probe_wanted"),
+            (&self.takes_nmi, "takes_nmi"),
+            (&self.life, "life"),
+            (&self.crash_steps, "crash_steps"),
+            (&self.crash_saved, "crash_saved"),
+            (&self.back_trace_wanted, "back_trace_wanted"),
+            (&self.hard_locked_up, "hard_locked_up"),
+            (&self.stage_reached, "stage_reached"),
+        ]
+    }
+
     /// What this CPU has counted.
     pub fn counters(&self) -> &Counters {
         &self.own.0.counters
@@ -110,10 +173,14 @@ impl Own {
         depth: Counter::new(0),
         next_source: Counter::new(0),
         starving: Counter::new(0),
+        posts_under_way: Counter::new(0),
+        working: Counter::new(0),
+        stopped: Counter::new(0),
         probe_answer: Counter::new(0),
         probe_answers: Counter::new(0),
         passes_at_backstop: Counter::new(0),
         next_event: Counter::new(0),
+        watch: Watch::NEW,
     };
 }
 
@@ -121,12 +188,14 @@ impl Own {
 /// [`Mailboxes::new`] for memory that a kernel has at start-up.
 pub struct Mailboxes<K: Kernel> {
     cpus: &'static [Mailbox<K>],
-    leaves: &'static [Word<K>],
-    claims: &'static [Word<K>],
+    pub(crate) leaves: &'static [Word<K>],
+    /// The target words and the outcome words of each level of each CPU.
+    pub(crate) targets: &'static [Word<K>],
     events: &'static [EventSlot],
-    leaf_words: usize,
+    global: Global<K>,
+    pub(crate) leaf_words: usize,
     words_per_group: usize,
-    set_words: usize,
+    pub(crate) target_words: usize,
     events_per_cpu: usize,
 }
 
@@ -152,14 +221,14 @@ impl<K: Kernel> Mailboxes<K> {
     ) -> Self {
         assert!(!cpus.is_empty(), "a machine has at least one CPU");
         assert!(words.len() == Self::words_needed(cpus.len()), "wrong number of words");
-        let (leaves, claims) = words.split_at(cpus.len() * crate::leaf_words(cpus.len()));
-        Self::from_parts(cpus, leaves, claims, events)
+        let (leaves, targets) = words.split_at(cpus.len() * crate::leaf_words(cpus.len()));
+        Self::from_parts(cpus, leaves, targets, events)
     }
 
     pub(crate) const fn from_parts(
         cpus: &'static [Mailbox<K>],
         leaves: &'static [Word<K>],
-        claims: &'static [Word<K>],
+        targets: &'static [Word<K>],
         events: &'static [EventSlot],
     ) -> Self {
         let count = cpus.len();
@@ -175,24 +244,25 @@ impl<K: Kernel> Mailboxes<K> {
             "the machine's CpuSet is too small for its CPUs"
         );
         let leaf_words = crate::leaf_words(count);
-        let set_words = crate::set_words(count);
+        let target_words = crate::target_words(count);
         assert!(leaves.len() == count * leaf_words, "wrong number of leaf words");
-        assert!(claims.len() == count * LEVELS * 2 * set_words, "wrong number of claim words");
+        assert!(targets.len() == count * LEVELS * 2 * target_words, "wrong number of target words");
         Self {
             cpus,
             leaves,
-            claims,
+            targets,
             events,
+            global: Global::NEW,
             leaf_words,
             words_per_group: leaf_words.div_ceil(GROUPS),
-            set_words,
+            target_words,
             events_per_cpu,
         }
     }
 
     /// How many words [`Mailboxes::new`] needs for this many CPUs.
     pub const fn words_needed(cpus: usize) -> usize {
-        cpus * (crate::leaf_words(cpus) + LEVELS * 2 * crate::set_words(cpus))
+        cpus * (crate::leaf_words(cpus) + LEVELS * 2 * crate::target_words(cpus))
     }
 
     /// All memory that this many CPUs need, in bytes, with this many events for each.
@@ -212,17 +282,20 @@ impl<K: Kernel> Mailboxes<K> {
         for mailbox in self.cpus {
             // SAFETY: no CPU uses the mailboxes, says the caller.
             unsafe { mailbox.calls_queued.write(0) };
-            mailbox.door.0.store(0, Relaxed);
             mailbox.posts.0.store(post::closed(), Relaxed);
-            mailbox.backlog.store(core::ptr::null_mut(), Relaxed);
-            let slots = mailbox.slots.iter().map(|slot| &slot.count);
-            let others =
-                [&mailbox.left_behind, &mailbox.rung_again_at, &mailbox.probe_wanted, &mailbox.takes_nmi];
+            for list in [&mailbox.taken, &mailbox.backlog, &mailbox.beginning, &mailbox.work] {
+                list.store(core::ptr::null_mut(), Relaxed);
+            }
+            let slots = mailbox.slots.iter().map(|slot| &slot.has_outcomes);
+            let others = mailbox.words().map(|(word, _)| word);
             for word in mailbox.states.0.iter().chain(slots).chain(others) {
                 word.store(0, Relaxed);
             }
         }
-        for word in self.leaves.iter().chain(self.claims) {
+        for (word, _) in self.global.words() {
+            word.store(0, Relaxed);
+        }
+        for word in self.leaves.iter().chain(self.targets) {
             word.store(0, Relaxed);
         }
         // SAFETY: the same promise.
@@ -237,11 +310,15 @@ impl<K: Kernel> Mailboxes<K> {
         for mailbox in self.cpus {
             let own = &mailbox.own.0;
             own.counters.clear();
+            own.watch.clear();
             for counter in [
                 &own.running,
                 &own.depth,
                 &own.next_source,
                 &own.starving,
+                &own.posts_under_way,
+                &own.working,
+                &own.stopped,
                 &own.probe_answer,
                 &own.probe_answers,
                 &own.passes_at_backstop,
@@ -260,11 +337,17 @@ impl<K: Kernel> Mailboxes<K> {
     }
 
     /// Where all of it is: address and bytes of each part that holds shared words.
-    pub fn memory(&self) -> [(*const (), usize); 3] {
+    pub fn memory(&self) -> [(*const (), usize); 4] {
         fn part<T>(slice: &[T]) -> (*const (), usize) {
             (slice.as_ptr().cast(), size_of_val(slice))
         }
-        [part(self.cpus), part(self.leaves), part(self.claims)]
+        let global = (core::ptr::from_ref(&self.global).cast(), size_of::<Global<K>>());
+        [part(self.cpus), part(self.leaves), part(self.targets), global]
+    }
+
+    /// What the whole machine shares.
+    pub(crate) fn global(&self) -> &Global<K> {
+        &self.global
     }
 
     /// How many CPUs there are, online or not.
@@ -337,112 +420,28 @@ impl<K: Kernel> Mailboxes<K> {
         self.leaf_words == 0
     }
 
+    /// All leaf words of a target.
+    pub(crate) fn all_leaves_of(&self, target: Cpu) -> &'static [Word<K>] {
+        &self.leaves[target.index() * self.leaf_words..][..self.leaf_words]
+    }
+
     /// The leaf words of one group of a target, and the number of the first source in them.
     #[inline(always)]
     pub(crate) fn leaves_of(&self, target: Cpu, group: usize) -> (&'static [Word<K>], usize) {
-        let all = &self.leaves[target.index() * self.leaf_words..][..self.leaf_words];
+        let all = self.all_leaves_of(target);
         let first = group * self.words_per_group;
         let last = (first + self.words_per_group).min(self.leaf_words);
         (all.get(first..last).unwrap_or(&[]), first * 64)
     }
 
-    /// The claim bits of a slot, one per target.
+    /// The target words of a slot: see [`slot`](crate::slot).
     #[inline(always)]
-    pub(crate) fn claims_of(&self, owner: Cpu, level: usize) -> &'static [Word<K>] {
-        &self.claims[(owner.index() * LEVELS + level) * 2 * self.set_words..][..self.set_words]
+    pub(crate) fn targets_of(&self, owner: Cpu, level: usize) -> &'static [Word<K>] {
+        &self.targets[(owner.index() * LEVELS + level) * 2 * self.target_words..][..self.target_words]
     }
 
-    /// The panic bits of a slot, one per target.
-    pub(crate) fn panics_of(&self, owner: Cpu, level: usize) -> &'static [Word<K>] {
-        &self.claims[((owner.index() * LEVELS + level) * 2 + 1) * self.set_words..][..self.set_words]
-    }
-
-    /// What the word at `location` is, for traces; none if it is not part of the mailboxes.
-    pub fn name_of(&self, location: *const ()) -> Option<WordName> {
-        let address = location.addr();
-        for cpu in self.cpus() {
-            let mailbox = &self.cpus[cpu.index()];
-            let of = |word: &Word<K>| word.location().addr() == address;
-            let level = |name| Some(WordName { cpu, part: name });
-            if of(&mailbox.door.0) {
-                return level(Part::Door);
-            } else if mailbox.posts.0.location().addr() == address {
-                return level(Part::Posts);
-            } else if mailbox.backlog.location().addr() == address {
-                return level(Part::Backlog);
-            } else if let Some(index) = mailbox.states.0.iter().position(of) {
-                return level(Part::State(index));
-            } else if let Some(index) = mailbox.slots.iter().position(|slot| of(&slot.count)) {
-                return level(Part::Count(index));
-            } else if let Some(index) =
-                mailbox.slots.iter().position(|slot| slot.payload.location().addr() == address)
-            {
-                return level(Part::Payload(index));
-            } else if of(&mailbox.left_behind) {
-                return level(Part::LeftBehind);
-            } else if of(&mailbox.rung_again_at) {
-                return level(Part::RungAgainAt);
-            } else if of(&mailbox.probe_wanted) {
-                return level(Part::ProbeWanted);
-            } else if of(&mailbox.takes_nmi) {
-                return level(Part::TakesNmi);
-            }
-        }
-        let position = |words: &[Word<K>]| words.iter().position(|w| w.location().addr() == address);
-        if let Some(index) = position(self.leaves) {
-            let cpu = Cpu::new((index / self.leaf_words) as u32);
-            return Some(WordName { cpu, part: Part::Leaf(index % self.leaf_words) });
-        }
-        let index = position(self.claims)?;
-        let set = index / self.set_words;
-        let cpu = Cpu::new((set / 2 / LEVELS) as u32);
-        let level = set / 2 % LEVELS;
-        let part = if set.is_multiple_of(2) { Part::Claims(level) } else { Part::Panics(level) };
-        Some(WordName { cpu, part })
-    }
-}
-
-/// The name of a word of the mailboxes: `door[3]`, `state[0].1`.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct WordName {
-    cpu: Cpu,
-    part: Part,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Part {
-    Door,
-    Posts,
-    Backlog,
-    State(usize),
-    Count(usize),
-    Payload(usize),
-    Claims(usize),
-    Panics(usize),
-    Leaf(usize),
-    LeftBehind,
-    RungAgainAt,
-    ProbeWanted,
-    TakesNmi,
-}
-
-impl fmt::Display for WordName {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let cpu = self.cpu.number();
-        match self.part {
-            Part::Door => write!(f, "door[{cpu}]"),
-            Part::Posts => write!(f, "posts[{cpu}]"),
-            Part::Backlog => write!(f, "backlog[{cpu}]"),
-            Part::State(level) => write!(f, "state[{cpu}].{level}"),
-            Part::Count(level) => write!(f, "count[{cpu}].{level}"),
-            Part::Payload(level) => write!(f, "payload[{cpu}].{level}"),
-            Part::Claims(level) => write!(f, "claims[{cpu}].{level}"),
-            Part::Panics(level) => write!(f, "panics[{cpu}].{level}"),
-            Part::Leaf(word) => write!(f, "leaf[{cpu}].{word}"),
-            Part::LeftBehind => write!(f, "left_behind[{cpu}]"),
-            Part::RungAgainAt => write!(f, "rung_again_at[{cpu}]"),
-            Part::ProbeWanted => write!(f, "probe_wanted[{cpu}]"),
-            Part::TakesNmi => write!(f, "takes_nmi[{cpu}]"),
-        }
+    /// The outcome words of a slot.
+    pub(crate) fn outcomes_of(&self, owner: Cpu, level: usize) -> &'static [Word<K>] {
+        &self.targets[((owner.index() * LEVELS + level) * 2 + 1) * self.target_words..][..self.target_words]
     }
 }

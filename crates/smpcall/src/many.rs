@@ -1,13 +1,14 @@
-//! Calls to many CPUs: one slot, one claim bit per target, one count.
+//! Calls to many CPUs: one slot, and for each target a bit that says who may still claim it and one that says who has not
+//! finished.
 
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{Relaxed, Release};
 use core::time::Duration;
 
 use crate::attend::Attended;
 use crate::ladder::Ladder;
 use crate::mark::Marked;
 use crate::serve::Here;
-use crate::slot::{COUNT, EMPTY, Luggage, MANY, Payload};
+use crate::slot::{EMPTY, LOW_BITS, Luggage, MANY, Payload, TARGETS_PER_WORD, TargetBits};
 use crate::{
     CallError, Caller, Cpu, CpuMask, CrossCall, Deadline, Instant, InterruptsOff, Kernel, ManyError,
     ManyFailures, Word,
@@ -16,7 +17,7 @@ use smpcall_machine::{CpuSetStorage, EventKind, Woken};
 
 /// # Safety
 /// The luggage holds the address of an `F` that is alive.
-unsafe fn run_shared<F: Fn(Cpu) + Sync>(luggage: &Luggage, cpu: Cpu) {
+pub(crate) unsafe fn run_shared<F: Fn(Cpu) + Sync>(luggage: &Luggage, cpu: Cpu) {
     // SAFETY: promised by the caller; `F: Sync`, so that several CPUs may use it at once.
     unsafe { (*luggage.as_ptr().cast::<*const F>().read())(cpu) }
 }
@@ -33,6 +34,15 @@ impl<R> Results<R> {
     unsafe fn put(&self, cpu: Cpu, result: R) {
         // SAFETY: promised by the caller.
         unsafe { *self.0.add(cpu.index()) = Some(result) }
+    }
+
+    /// Makes an element none that may be half written: it is not dropped.
+    ///
+    /// # Safety
+    /// As for [`put`](Self::put).
+    unsafe fn forget(&self, cpu: Cpu) {
+        // SAFETY: promised by the caller.
+        unsafe { self.0.add(cpu.index()).write(None) }
     }
 }
 
@@ -94,7 +104,7 @@ impl<K: Kernel> Caller<'_, K> {
     }
 
     /// As [`call_many`](Caller::call_many), and stores what the closure returns on CPU n into `results[n]`. Where it did not
-    /// run, `results[n]` is left as it was.
+    /// run, `results[n]` is left as it was; where the CPU died, it is none.
     ///
     /// # Errors
     /// As for [`call_many`](Caller::call_many). [`CallError::NoRoomForResult`] if the slice is too short: nothing was sent.
@@ -111,7 +121,14 @@ impl<K: Kernel> Caller<'_, K> {
         let results = &results;
         // SAFETY: all targets are below the length, checked above; each runs the closure once (law L1), and
         // `results` is borrowed until all of them have.
-        self.call_many(targets, move |cpu| unsafe { results.put(cpu, closure(cpu)) })
+        let result = self.call_many(targets, move |cpu| unsafe { results.put(cpu, closure(cpu)) });
+        if let Err(ManyError::Failed(failures)) = &result {
+            for cpu in &*failures.died {
+                // SAFETY: it is below the length, and no CPU uses it any more.
+                unsafe { results.forget(cpu) };
+            }
+        }
+        result
     }
 
     fn send_many<F: Fn(Cpu) + Sync>(
@@ -135,17 +152,12 @@ impl<K: Kernel> Caller<'_, K> {
         };
         let run_here = set.remove(here.me);
 
-        let mut failures = ManyFailures {
-            offline: absent,
-            timed_out: K::CpuSet::EMPTY,
-            panicked: K::CpuSet::EMPTY,
-            diagnosis: None,
-        };
+        let mut failures = ManyFailures { offline: absent, ..ManyFailures::none() };
         let mut pending = level.map(|level| {
             let mut luggage = Luggage::uninit();
             // SAFETY: luggage has room for a pointer at its start and is aligned for one.
             unsafe { luggage.as_mut_ptr().cast::<*const F>().write(closure) };
-            let mut pending = PendingMany { here, level, rung_at: self.started, settled: false };
+            let mut pending = PendingMany::new(here, level, self.started);
             pending.queue(&set, Payload { run: Some(run_shared::<F>), luggage }, &mut failures);
             pending
         });
@@ -161,8 +173,8 @@ impl<K: Kernel> Caller<'_, K> {
                 pending.wait(self, &mut failures);
             }
         }
-        let ManyFailures { offline, timed_out, panicked, .. } = &failures;
-        if offline.is_empty() && timed_out.is_empty() && panicked.is_empty() {
+        let ManyFailures { offline, timed_out, panicked, died, .. } = &failures;
+        if offline.is_empty() && timed_out.is_empty() && panicked.is_empty() && died.is_empty() {
             Ok(())
         } else {
             Err(ManyError::Failed(failures))
@@ -170,8 +182,31 @@ impl<K: Kernel> Caller<'_, K> {
     }
 }
 
+impl<K: Kernel> ManyFailures<K> {
+    /// Nobody failed.
+    pub(crate) fn none() -> Self {
+        const { assert!(TARGETS_PER_WORD * 2 == u64::BITS, "a word of a set of CPUs is two words of targets") }
+        Self {
+            offline: K::CpuSet::EMPTY,
+            timed_out: K::CpuSet::EMPTY,
+            panicked: K::CpuSet::EMPTY,
+            died: K::CpuSet::EMPTY,
+            diagnosis: None,
+        }
+    }
+}
+
+/// The CPUs whose bits are set among the lower halves of the target word with this index.
+fn cpus_of(index: usize, mut bits: u64) -> impl Iterator<Item = Cpu> {
+    core::iter::from_fn(move || {
+        let lowest = (bits != 0).then(|| bits.trailing_zeros())?;
+        bits &= bits - 1;
+        Some(Cpu::new(index as u32 * TARGETS_PER_WORD + lowest))
+    })
+}
+
 /// The online CPUs that `wanted` accepts.
-fn online<K: Kernel>(wanted: impl Fn(Cpu) -> bool) -> K::CpuSet {
+pub(crate) fn online<K: Kernel>(wanted: impl Fn(Cpu) -> bool) -> K::CpuSet {
     let mut set = K::CpuSet::EMPTY;
     for cpu in K::mailboxes().cpus().filter(|&cpu| CrossCall::<K>::is_online(cpu) && wanted(cpu)) {
         set.insert(cpu);
@@ -181,38 +216,45 @@ fn online<K: Kernel>(wanted: impl Fn(Cpu) -> bool) -> K::CpuSet {
 
 /// A call to many that is under way. Dropping it unsettled (a closure panics) withdraws what is unclaimed and waits for
 /// the rest, serving meanwhile: a second panic there aborts.
-struct PendingMany<K: Kernel> {
+pub(crate) struct PendingMany<K: Kernel> {
     here: Here<K>,
-    level: usize,
+    pub(crate) level: usize,
     /// When the last ring was sent: from then on answers are due.
-    rung_at: Instant,
+    pub(crate) rung_at: Instant,
+    /// The target words that are not known to be zero: those of the slot from the first to before the last.
+    first: usize,
+    last: usize,
     settled: bool,
 }
 
 impl<K: Kernel> PendingMany<K> {
-    fn count(&self) -> &'static Word<K> {
-        &self.here.mine.slots[self.level].count
+    /// A call from a free level of this CPU, not queued yet.
+    pub(crate) fn new(here: Here<K>, level: usize, started: Instant) -> Self {
+        Self { here, level, rung_at: started, first: 0, last: 0, settled: false }
     }
 
-    fn claims(&self) -> &'static [Word<K>] {
-        self.here.boxes.claims_of(self.here.me, self.level)
+    fn targets(&self) -> &'static [Word<K>] {
+        self.here.boxes.targets_of(self.here.me, self.level)
     }
 
     /// Publishes the call, marks its targets and rings those that need it.
-    fn queue(&mut self, targets: &K::CpuSet, payload: Payload, failures: &mut ManyFailures<K>) {
+    pub(crate) fn queue(&mut self, targets: &K::CpuSet, payload: Payload, failures: &mut ManyFailures<K>) {
         let Here { boxes, me, mine } = self.here;
         let total = targets.len() as u64;
         // SAFETY: the level is free, and this CPU's to take while interrupts are off.
         unsafe { mine.slots[self.level].payload.write(payload) };
         // SAFETY: interrupts are off, and NMI handlers do not call.
         let number = unsafe { mine.next_call() };
-        // Relaxed: published by the claim bits. The count comes first, because targets count down at once.
-        self.count().store(total, Relaxed);
+        // Relaxed: published by the target words.
         mine.states.0[self.level].store(MANY | number, Relaxed);
-        for (claims, &bits) in self.claims().iter().zip(targets.words()) {
-            if bits != 0 {
-                // Release: payload, count and closure are visible to the targets that clear their bits.
-                claims.store(bits, Release);
+        self.first = self.targets().len();
+        let halves = targets.words().iter().flat_map(|&word| [word & LOW_BITS, word >> TARGETS_PER_WORD]);
+        for (index, (word, claims)) in self.targets().iter().zip(halves).enumerate() {
+            if claims != 0 {
+                self.first = self.first.min(index);
+                self.last = index + 1;
+                // Release: payload, state and closure are visible to the targets that claim it.
+                word.store(claims | claims << TARGETS_PER_WORD, Release);
             }
         }
         mine.counters().calls_sent.add(total);
@@ -248,22 +290,35 @@ impl<K: Kernel> PendingMany<K> {
     }
 
     /// Takes the call back from one target. False if it has claimed it.
-    fn withdraw(&self, target: Cpu) -> bool {
-        let bit = 1 << (target.number() % 64);
-        // Relaxed: the bit alone decides, and nothing of the target's is read if it was still set.
-        let unclaimed = self.claims()[target.index() / 64].fetch_and(!bit, Relaxed) & bit != 0;
-        if unclaimed {
-            // Relaxed: as above; the slot is freed by this CPU.
-            self.count().fetch_sub(1, Relaxed);
+    pub(crate) fn withdraw(&self, target: Cpu) -> bool {
+        let bits = TargetBits::of(target);
+        self.withdraw_among(bits.word, bits.low) != 0
+    }
+
+    /// Takes the call back from those of a word, by their lower bits, that have not claimed it, and returns them.
+    fn withdraw_among(&self, index: usize, among: u64) -> u64 {
+        let word = &self.targets()[index];
+        // Relaxed: a hint; the exchange decides.
+        let mut seen = word.load(Relaxed);
+        loop {
+            let unclaimed = seen & among;
+            if unclaimed == 0 {
+                return 0;
+            }
+            // Both bits in one step: see `slot`. Relaxed: nothing is read of those who had not claimed it.
+            let withdrawn = seen & !(unclaimed | unclaimed << TARGETS_PER_WORD);
+            match word.compare_exchange(seen, withdrawn, Relaxed, Relaxed) {
+                Ok(_) => return unclaimed,
+                Err(found) => seen = found,
+            }
         }
-        unclaimed
     }
 
     /// Takes the call back from all that have not claimed it, and returns them.
-    fn withdraw_all(&self) -> K::CpuSet {
+    pub(crate) fn withdraw_all(&self) -> K::CpuSet {
         let mut unclaimed = K::CpuSet::EMPTY;
-        for target in self.unclaimed() {
-            if self.withdraw(target) {
+        for index in self.first..self.last {
+            for target in cpus_of(index, self.withdraw_among(index, LOW_BITS)) {
                 unclaimed.insert(target);
             }
         }
@@ -271,24 +326,17 @@ impl<K: Kernel> PendingMany<K> {
     }
 
     /// The targets that have not claimed the call, at the time each word of the bits is looked at.
-    fn unclaimed(&self) -> impl Iterator<Item = Cpu> + use<K> {
-        let claims = self.claims();
-        claims.iter().enumerate().flat_map(|(index, word)| {
-            // Relaxed: a hint; claims and withdrawals decide by their own steps.
-            let mut bits = word.load(Relaxed);
-            core::iter::from_fn(move || {
-                let lowest = (bits != 0).then(|| bits.trailing_zeros())?;
-                bits &= bits - 1;
-                Some(Cpu::new(index as u32 * 64 + lowest))
-            })
-        })
+    pub(crate) fn unclaimed(&self) -> impl Iterator<Item = Cpu> + use<K> {
+        let words = self.targets().iter().enumerate().skip(self.first).take(self.last - self.first);
+        // Relaxed: a hint; claims and withdrawals decide by their own steps.
+        words.flat_map(|(index, word)| cpus_of(index, word.load(Relaxed) & LOW_BITS))
     }
 
-    fn wait(&mut self, caller: &Caller<'_, K>, failures: &mut ManyFailures<K>) {
+    pub(crate) fn wait(&mut self, caller: &Caller<'_, K>, failures: &mut ManyFailures<K>) {
         let mut ladder = Ladder::new(caller, self.rung_at);
         let attended = caller.interrupts_off.then(|| Attended::begin(self.here));
         loop {
-            if let Woken::Met(0) = self.wait_once(caller.interrupts_off, ladder.next_step()) {
+            if self.wait_once(caller.interrupts_off, ladder.next_step()) {
                 break;
             }
             let now = K::now();
@@ -300,8 +348,16 @@ impl<K: Kernel> PendingMany<K> {
         drop(attended);
     }
 
-    fn wait_once(&self, poll: bool, until: Deadline) -> Woken {
-        self.here.wait_serving(self.count().equals(COUNT, 0), poll, until)
+    /// Waits for one target word after the other; returns whether all are finished.
+    fn wait_once(&mut self, poll: bool, until: Deadline) -> bool {
+        while self.first < self.last {
+            let finished = self.targets()[self.first].equals(!0, 0);
+            if self.here.wait_serving(finished, poll, until) != Woken::Met(0) {
+                return false;
+            }
+            self.first += 1;
+        }
+        true
     }
 
     #[cold]
@@ -338,21 +394,39 @@ impl<K: Kernel> PendingMany<K> {
 
     fn complete(&mut self, failures: &mut ManyFailures<K>, waited: Duration) {
         let pinned = InterruptsOff::<K>::new();
-        // Relaxed: the wait has read it with acquire, and it does not change any more.
-        if self.count().load(Relaxed) != 0 {
-            let panics = self.here.boxes.panics_of(self.here.me, self.level);
-            for (index, word) in panics.iter().enumerate() {
-                let mut bits = word.swap(0, Acquire);
-                while bits != 0 {
-                    failures.panicked.insert(Cpu::new(index as u32 * 64 + bits.trailing_zeros()));
-                    bits &= bits - 1;
-                }
-            }
-        }
+        self.take_outcomes(failures);
         self.settle();
         if let Some(here) = Here::<K>::new(pinned.cpu()) {
             here.mine.counters().longest_wait.raise(waited.as_nanos() as u64);
             here.boxes.trace(here.me, EventKind::CallCompleted, None, self.level, 0);
+        }
+    }
+
+    /// Enters the targets whose end is no ordinary one, and forgets them for the next call from this slot.
+    fn take_outcomes(&self, failures: &mut ManyFailures<K>) {
+        let has_outcomes = &self.here.mine.slots[self.level].has_outcomes;
+        // Relaxed here and below: the wait has acquired all of it, and it does not change any more.
+        if has_outcomes.load(Relaxed) == 0 {
+            return;
+        }
+        has_outcomes.store(0, Relaxed);
+        let outcomes = self.here.boxes.outcomes_of(self.here.me, self.level);
+        for (index, word) in outcomes.iter().enumerate() {
+            let bits = word.load(Relaxed);
+            if bits == 0 {
+                continue;
+            }
+            word.store(0, Relaxed);
+            let (low, high) = (bits & LOW_BITS, bits >> TARGETS_PER_WORD);
+            for (set, bits) in [
+                (&mut failures.panicked, low & !high),
+                (&mut failures.died, high & !low),
+                (&mut failures.offline, low & high),
+            ] {
+                for cpu in cpus_of(index, bits) {
+                    set.insert(cpu);
+                }
+            }
         }
     }
 
@@ -375,10 +449,11 @@ impl<K: Kernel> Drop for PendingMany<K> {
         }
         drop(pinned);
         let polls = !K::interrupts_enabled();
-        while self.wait_once(polls, Deadline::NEVER) != Woken::Met(0) {}
-        for word in self.here.boxes.panics_of(self.here.me, self.level) {
-            word.store(0, Relaxed);
-        }
+        while !self.wait_once(polls, Deadline::NEVER) {}
+        let mut failures = ManyFailures::none();
+        self.take_outcomes(&mut failures);
+        // What it has half written would be dropped by the frames that go.
+        assert!(failures.died.is_empty(), "a target died while its caller was unwinding");
         self.settle();
     }
 }

@@ -50,7 +50,7 @@ impl<K: Kernel> CrossCall<K> {
         here.mine.close_posts();
         // Whoever was marked before the swap is in `taken`; who comes later is refused and withdraws, or loses
         // that race and waits for what runs here. No budget ends this pass.
-        // The posts are in the backlog already: the list must not be taken again, which would open it.
+        // The posts are in the backlog already.
         here.run_marked(taken & MARKS & !POSTS, &mut { u32::MAX });
         here.boxes.trace(here.me, EventKind::MailboxClosed, None, 0, 0);
     }

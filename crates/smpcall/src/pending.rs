@@ -6,7 +6,7 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
 use crate::attend::Attended;
 use crate::ladder::Ladder;
 use crate::serve::Here;
-use crate::slot::{CLAIMED, EMPTY, FINISHED, PANICKED, QUEUED, phase};
+use crate::slot::{CLAIMED, DIED, DONE, EMPTY, FINISHED, PANICKED, QUEUED, REFUSED, phase};
 use crate::{CallError, Caller, Cpu, Deadline, Instant, InterruptsOff, Kernel, Word};
 use smpcall_machine::{EventKind, Woken};
 
@@ -90,7 +90,7 @@ impl<K: Kernel> Pending<K> {
     fn complete(&mut self, ladder: &Ladder) -> Result<(), CallError> {
         let pinned = InterruptsOff::<K>::new();
         // Relaxed: the wait has read it with acquire, and it does not change any more.
-        let panicked = self.state().load(Relaxed) == PANICKED;
+        let outcome = self.state().load(Relaxed);
         // Release: the slot's next owner, possibly after a migration, writes the payload next.
         self.state().store(EMPTY, Release);
         self.settled = true;
@@ -98,7 +98,18 @@ impl<K: Kernel> Pending<K> {
             here.mine.counters().longest_wait.raise(ladder.waited(K::now()).as_nanos() as u64);
             here.boxes.trace(here.me, EventKind::CallCompleted, Some(self.target), self.level, 0);
         }
-        if panicked { Err(CallError::Panicked) } else { Ok(()) }
+        if outcome == DONE { Ok(()) } else { Err(Self::ended_badly(outcome)) }
+    }
+
+    /// What a caller is told whose call is finished but not done.
+    #[cold]
+    fn ended_badly(outcome: u64) -> CallError {
+        debug_assert!(matches!(outcome, PANICKED | DIED | REFUSED), "only these end a call besides");
+        match outcome {
+            DIED => CallError::TargetDied,
+            REFUSED => CallError::Offline,
+            _ => CallError::Panicked,
+        }
     }
 
     /// The next step of the ladder; the result if the wait ends with it.
@@ -142,6 +153,8 @@ impl<K: Kernel> Drop for Pending<K> {
         // Unwinding, and the target has claimed the call: it holds pointers into frames that are about to go.
         let polls = !K::interrupts_enabled();
         while self.wait_once(polls, Deadline::NEVER) != Woken::Met(0) {}
+        // What it has half taken or written would be dropped by the frames that go. Relaxed: see `complete`.
+        assert!(self.state().load(Relaxed) != DIED, "a target died while its caller was unwinding");
         self.state().store(EMPTY, Release);
     }
 }

@@ -8,10 +8,25 @@
 //! | idle | pushing (by whom) | a poster, with interrupts off |
 //! | pushing | listed (where) | the same poster, after the push |
 //! | listed | listed | another poster: merged, and its writes published by this very step |
-//! | pushing, listed | idle | the runner, before it runs it |
+//! | pushing, listed | beginning (where) | the runner, before it takes it from its lists |
+//! | beginning | beginning | another poster: merged, as above |
+//! | beginning | idle | the runner, before it runs it |
 //! | pushing | idle | the poster, refused by a closed list |
 //!
-//! Nobody merges into a push under way, because a closed list may yet refuse it.
+//! Nobody merges into a push under way, because a closed list may yet refuse it. What the runner does with its lists is
+//! in [`lists`](crate::lists).
+//!
+//! A post is run by the pass that finds it, with interrupts disabled, or, if it is [deferred work](crate::work), after
+//! the interrupt. Until then it stays listed: posting it again merges. What a CPU that will not run any more leaves
+//! behind is [abandoned](Deferred::abandoned) to the CPU that has taken it down.
+//!
+//! # Caveats
+//! * A CPU that is fenced between the beginning and the end of a post takes the post with it: nobody is handed it. A shared
+//!   one can be posted again; an owned one leaks. [`posts_torn`](crate::Counters::posts_torn) of the CPU that declared it
+//!   dead counts them.
+//! * A CPU that is fenced in the middle of a push, before the node is on a list, leaves a shared node taken: whoever posts
+//!   it from then on is told [`Contended`](PostRefusal::Contended), after a millisecond each time. Nothing was accepted and
+//!   nothing is lost, but this node is of no use any more. (The dead CPU alone knew which node it was.)
 
 use core::fmt;
 use core::marker::PhantomPinned;
@@ -29,10 +44,16 @@ use smpcall_machine::{EventKind, Woken, wait};
 const IDLE: u64 = 0;
 const PUSHING: u64 = 1;
 const LISTED: u64 = 2;
+const BEGINNING: u64 = 3;
 const PHASE: u64 = 0xff;
 
 const fn listed_on(cpu: Cpu) -> u64 {
     LISTED | (cpu.number() as u64) << 8
+}
+
+/// Still on a list, or named by its CPU as the one that it takes from there: nobody else makes a node this.
+const fn beginning_on(cpu: Cpu) -> u64 {
+    BEGINNING | (cpu.number() as u64) << 8
 }
 
 /// Names the pusher, so that it cannot take another's push for its own afterwards.
@@ -45,10 +66,25 @@ const PUSH_WAIT: Duration = Duration::from_millis(1);
 
 /// What the list sees of a post.
 pub(crate) struct Link<K: Kernel> {
-    next: Pointer<K, Link<K>>,
+    /// The one that was pushed before it, on the list of posts; of deferred work, the one that was listed after it. The
+    /// list's owner's, once it is pushed.
+    pub(crate) older: Pointer<K, Link<K>>,
+    /// The one that follows it in the backlog. The backlog's owner's.
+    pub(crate) newer: Pointer<K, Link<K>>,
     state: Word<K>,
-    /// Runs the post that this link is the first field of.
-    run: unsafe fn(NonNull<Link<K>>),
+    /// Ends the post that this link is the first field of.
+    end: unsafe fn(NonNull<Link<K>>, End),
+    /// See [`Deferred::IS_WORK`].
+    is_work: bool,
+}
+
+/// How a queued post ends.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// It runs on the CPU that was posted to.
+    Run,
+    /// That CPU, this one, will not run it.
+    Abandoned(Cpu),
 }
 
 /// The head of a closed list: zero, so that mailboxes in statics cost nothing.
@@ -57,12 +93,12 @@ pub(crate) const fn closed<K: Kernel>() -> *mut Link<K> {
 }
 
 /// The head of an open and empty list, and the end of one: an address that no link has.
-const fn empty<K: Kernel>() -> *mut Link<K> {
+pub(crate) const fn empty<K: Kernel>() -> *mut Link<K> {
     core::ptr::without_provenance_mut(1)
 }
 
 /// The link at an address that may be `closed` or `empty`.
-fn link_at<K: Kernel>(address: *mut Link<K>) -> Option<NonNull<Link<K>>> {
+pub(crate) fn link_at<K: Kernel>(address: *mut Link<K>) -> Option<NonNull<Link<K>>> {
     NonNull::new(address).filter(|link| link.as_ptr() != empty())
 }
 
@@ -71,8 +107,21 @@ pub trait Deferred<K: Kernel>: Sized + 'static {
     /// How the post is handed over, and comes back: `&'static Post`, `Pin<&'static Post>`, or a `Box`.
     type Handle: Handover<K, Self>;
 
-    /// Runs on the CPU that was posted to, with interrupts disabled. The post may be queued again from here.
+    /// Whether it is deferred work: run not by the interrupt that finds it but after it, with interrupts enabled, by
+    /// [`exit_interrupt`](crate::CrossCall::exit_interrupt) or [`run_work`](crate::CrossCall::run_work).
+    const IS_WORK: bool = false;
+
+    /// Runs on the CPU that was posted to: with interrupts disabled, or, as deferred work, enabled. The post may be
+    /// queued again from here.
     fn run(handle: Self::Handle);
+
+    /// Called instead of [`run`](Self::run), once, if `cpu`, which was posted to, went offline or died before it began
+    /// to run it. Runs on the CPU that has taken it down, with interrupts as for `run`. The post may be queued again
+    /// from here; by default it is run here.
+    fn abandoned(handle: Self::Handle, cpu: Cpu) {
+        let _ = cpu;
+        Self::run(handle);
+    }
 }
 
 /// A unit of work that can be queued on another CPU: a link and a value of the kernel's own.
@@ -88,9 +137,11 @@ impl<K: Kernel, T: Deferred<K>> Post<K, T> {
     pub const fn new(value: T) -> Self {
         Self {
             link: Link {
-                next: Pointer::<K, _>::new(core::ptr::null_mut()),
+                older: Pointer::<K, _>::new(core::ptr::null_mut()),
+                newer: Pointer::<K, _>::new(core::ptr::null_mut()),
                 state: Word::<K>::new(IDLE),
-                run: run_handle::<K, T>,
+                end: end_handle::<K, T>,
+                is_work: T::IS_WORK,
             },
             value,
             pinned: PhantomPinned,
@@ -180,27 +231,74 @@ unsafe impl<K: Kernel, T: Send + 'static> Handover<K, T> for alloc::boxed::Box<P
 
 /// # Safety
 /// `link` is the first field of a `Post<K, T>` that was handed over and is taken back here.
-unsafe fn run_handle<K: Kernel, T: Deferred<K>>(link: NonNull<Link<K>>) {
+unsafe fn end_handle<K: Kernel, T: Deferred<K>>(link: NonNull<Link<K>>, how: End) {
     // SAFETY: promised by the caller; `Post` is `repr(C)` with the link first, and the link's pointer was made
     // from a pointer to the whole post.
-    T::run(unsafe { T::Handle::from_raw(link.cast()) });
+    let handle = unsafe { T::Handle::from_raw(link.cast()) };
+    match how {
+        End::Run => T::run(handle),
+        End::Abandoned(cpu) => T::abandoned(handle, cpu),
+    }
 }
 
-/// Runs a post that was taken from a list.
-///
-/// # Safety
-/// `link` was pushed by [`Here::post`] and taken from its list by the caller, who runs it once.
-pub(crate) unsafe fn run<K: Kernel>(link: NonNull<Link<K>>) {
-    // SAFETY: a queued post is alive until its handle is taken back, which happens below.
-    let run = unsafe {
-        let link = link.as_ref();
+/// A post that was taken from its list, and is about to end.
+pub(crate) struct Taken<K: Kernel> {
+    link: NonNull<Link<K>>,
+    end: unsafe fn(NonNull<Link<K>>, End),
+}
+
+impl<K: Kernel> Taken<K> {
+    /// # Safety
+    /// `link` was pushed by [`Here::post`] and taken from its lists by the caller, who makes this once.
+    pub(crate) unsafe fn new(link: NonNull<Link<K>>) -> Self {
+        // SAFETY: a queued post is alive until its handle is taken back, which is up to the caller from now on.
+        let node = unsafe { link.as_ref() };
         // Idle before the run, so that a post made from now on is run again. Acquire: everything that those
         // who merged had written is visible. Release: to whoever queues it next, the list no longer holds it.
-        link.state.swap(IDLE, AcqRel);
-        link.run
-    };
-    // SAFETY: the link is the first field of its post, and nobody else runs it.
-    unsafe { run(link) }
+        node.state.swap(IDLE, AcqRel);
+        Self { link, end: node.end }
+    }
+
+    /// Runs it here.
+    pub(crate) fn run(self) {
+        // SAFETY: the link is the first field of its post, and who made this has promised that nobody else ends it.
+        unsafe { (self.end)(self.link, End::Run) }
+    }
+
+    /// Hands it over: `cpu` will not run it.
+    pub(crate) fn abandon(self, cpu: Cpu) {
+        // SAFETY: as in `run`.
+        unsafe { (self.end)(self.link, End::Abandoned(cpu)) }
+    }
+}
+
+/// Whether a queued post is deferred work.
+///
+/// # Safety
+/// The link was taken from its list by the caller and has not ended.
+pub(crate) unsafe fn is_work<K: Kernel>(link: NonNull<Link<K>>) -> bool {
+    // SAFETY: promised by the caller: so it is alive. The field never changes.
+    unsafe { link.as_ref() }.is_work
+}
+
+/// Says that `cpu` is about to begin a post that it has listed. From then on nobody but `cpu`, or who has fenced it, makes
+/// its state another.
+///
+/// # Safety
+/// As for [`is_work`]; called by `cpu`.
+pub(crate) unsafe fn note_beginning<K: Kernel>(link: NonNull<Link<K>>, cpu: Cpu) {
+    // SAFETY: promised by the caller: so it is alive. Release: `cpu` has named it before, and takes it from its list
+    // afterwards. An exchange, so that the end acquires what those who merged before this have written.
+    unsafe { link.as_ref() }.state.swap(beginning_on(cpu), Release);
+}
+
+/// Whether `cpu` was about to begin it and has not.
+///
+/// # Safety
+/// The link is named by `cpu`, which runs no more, as the one that it begins: so its post was not given back.
+pub(crate) unsafe fn is_beginning<K: Kernel>(link: NonNull<Link<K>>, cpu: Cpu) -> bool {
+    // SAFETY: promised by the caller: so it is alive. Relaxed: if it is so, nobody else changes it.
+    unsafe { link.as_ref() }.state.load(Relaxed) == beginning_on(cpu)
 }
 
 /// How a post was accepted.
@@ -245,10 +343,10 @@ impl<K: Kernel> Here<K> {
         // SAFETY: promised by the caller; not used after the push unless it is shared.
         let node = unsafe { link.as_ref() };
         loop {
-            // Acquire: the last run's release; `next` is written below.
+            // Acquire: the last run's release; `older` is written below.
             match node.state.compare_exchange(IDLE, pushing, Acquire, Relaxed) {
                 Ok(_) => break,
-                Err(state) if state == listed_on(target) => {
+                Err(state) if state == listed_on(target) || state == beginning_on(target) => {
                     // Release, and a write: the runner's swap reads from it, or this fails.
                     if node.state.compare_exchange(state, state, Release, Relaxed).is_ok() {
                         self.mine.counters().posts_merged.add(1);
@@ -256,7 +354,7 @@ impl<K: Kernel> Here<K> {
                         return Ok(Posted::Merged);
                     }
                 }
-                Err(state) if state & PHASE == LISTED => {
+                Err(state) if matches!(state & PHASE, LISTED | BEGINNING) => {
                     return Err(PostRefusal::QueuedOn(Cpu::new((state >> 8) as u32)));
                 }
                 Err(state) => {
@@ -274,7 +372,7 @@ impl<K: Kernel> Here<K> {
                 node.state.store(IDLE, Release);
                 return Err(PostRefusal::Offline);
             }
-            node.next.store(head, Relaxed);
+            node.older.store(head, Relaxed);
             // Release: node and value are visible to the runner that takes the list. Acquire: whoever finds the list
             // open marks the door after it was opened.
             match theirs.posts.0.compare_exchange(head, link.as_ptr(), AcqRel, Relaxed) {
@@ -293,63 +391,6 @@ impl<K: Kernel> Here<K> {
             self.boxes.ring(self.me, target);
         }
         Ok(Posted::Queued)
-    }
-}
-
-impl<K: Kernel> Mailbox<K> {
-    /// Moves what is on the list to the end of the backlog, oldest first. By the owner, with interrupts off.
-    pub(crate) fn take_posts(&self) {
-        // Acquire: nodes and values as their posters left them.
-        let newest = self.posts.0.swap(empty(), Acquire);
-        self.append_reversed(newest);
-    }
-
-    /// Whether posts wait on the open list.
-    pub(crate) fn has_posts(&self) -> bool {
-        // Relaxed: for posts of a source whose call was seen with acquire ordering; those were listed before.
-        link_at(self.posts.0.load(Relaxed)).is_some()
-    }
-
-    /// Closes the list and moves what was on it to the backlog.
-    pub(crate) fn close_posts(&self) {
-        // Acquire: as above.
-        let newest = self.posts.0.swap(closed(), Acquire);
-        self.append_reversed(newest);
-    }
-
-    /// Opens a closed list. The door is open already.
-    pub(crate) fn open_posts(&self) {
-        // Release: see `push`.
-        self.posts.0.store(empty(), Release);
-    }
-
-    fn append_reversed(&self, newest: *mut Link<K>) {
-        let mut oldest_first: *mut Link<K> = core::ptr::null_mut();
-        let mut next = newest;
-        while let Some(link) = link_at(next) {
-            // SAFETY: a link that was on the list is alive, and this CPU's until it is run.
-            let link = unsafe { link.as_ref() };
-            let older = link.next.load(Relaxed);
-            link.next.store(oldest_first, Relaxed);
-            oldest_first = next;
-            next = older;
-        }
-        // Behind what an outer pass has not run yet.
-        let mut end = &self.backlog;
-        while let Some(link) = NonNull::new(end.load(Relaxed)) {
-            // SAFETY: as above.
-            end = unsafe { &link.as_ref().next };
-        }
-        end.store(oldest_first, Relaxed);
-    }
-
-    /// Takes the oldest post of the backlog.
-    pub(crate) fn next_post(&self) -> Option<NonNull<Link<K>>> {
-        // Relaxed: the owner's own.
-        let link = NonNull::new(self.backlog.load(Relaxed))?;
-        // SAFETY: as in `append_reversed`.
-        self.backlog.store(unsafe { link.as_ref() }.next.load(Relaxed), Relaxed);
-        Some(link)
     }
 }
 

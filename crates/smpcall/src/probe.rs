@@ -64,14 +64,24 @@ impl<K: Kernel> Mailboxes<K> {
         if own.probe_answers.get() == probed.answers_before {
             return TargetState::NoSignOfLife;
         }
-        let word = own.probe_answer.get();
+        match own.last_answer() {
+            Some((at, false)) => TargetState::InterruptsDisabled { at },
+            Some((at, true)) => TargetState::NotTaken { at },
+            None => TargetState::NoSignOfLife,
+        }
+    }
+}
+
+impl Own {
+    /// The last answer to a probe, however old: the instruction pointer, and whether interrupts were enabled there.
+    pub(crate) fn last_answer(&self) -> Option<(u64, bool)> {
+        if self.probe_answers.get() == 0 {
+            return None;
+        }
+        let word = self.probe_answer.get();
         // Bit 63 of a canonical address repeats bit 62.
         let at = (word << 1).cast_signed() >> 1;
-        if word & Own::INTERRUPTS_ENABLED == 0 {
-            TargetState::InterruptsDisabled { at: at.cast_unsigned() }
-        } else {
-            TargetState::NotTaken { at: at.cast_unsigned() }
-        }
+        Some((at.cast_unsigned(), word & Self::INTERRUPTS_ENABLED != 0))
     }
 }
 

@@ -9,8 +9,9 @@ use core::sync::atomic::Ordering::{Acquire, Relaxed, Release, SeqCst};
 
 use crate::attend::Attended;
 use crate::door::{ALL_GROUPS, ATTENDED, FIRST_GROUP, GROUPS, MARKS, OPEN, POSTS, RESCHEDULE, group_bit};
+use crate::lists::UnderWay;
 use crate::mailbox::Own;
-use crate::slot::{CLAIMED, DONE, LEVELS, MANY, PANICKED, SOME_PANICKED, in_phase, is_queued_for, phase};
+use crate::slot::{CLAIMED, DONE, LEVELS, MANY, PANICKED, TargetBits, in_phase, is_queued_for, phase};
 use crate::{Cpu, Kernel, Mailbox, Mailboxes, Word};
 use smpcall_machine::EventKind;
 
@@ -139,13 +140,21 @@ impl<K: Kernel> Here<K> {
 
     /// Runs the backlog, all of it: what comes meanwhile goes on the list.
     fn run_posts(&self, budget: &mut u32) {
-        while let Some(link) = self.mine.next_post() {
+        while let Some(link) = self.mine.oldest_post() {
             *budget = budget.saturating_sub(1);
+            // SAFETY: the link is in this CPU's backlog, so it is a queued post that nobody else takes.
+            if unsafe { crate::post::is_work(link) } {
+                // SAFETY: interrupts are off.
+                unsafe { self.mine.list_work() };
+                continue;
+            }
+            // SAFETY: it is the oldest of the backlog, and interrupts are off.
+            let taken = unsafe { self.mine.begin(link, self.me, Mailbox::drop_oldest_post) };
             self.boxes.trace(self.me, EventKind::PostRun, None, 0, 0);
             self.mine.counters().posts_run.add(1);
             let _running = Running::note(self.own(), Own::POST_RUNS);
-            // SAFETY: the link was on this CPU's list, so it is a queued post that nobody else takes.
-            unsafe { crate::post::run(link) };
+            let _under_way = UnderWay(self.own());
+            taken.run();
         }
     }
 
@@ -193,26 +202,25 @@ impl<K: Kernel> Here<K> {
         mut seen: u64,
         budget: &mut u32,
     ) {
-        let word = &self.boxes.claims_of(source, level)[self.me.index() / 64];
-        let bit = 1 << (self.me.number() % 64);
+        let bits = TargetBits::of(self.me);
+        let claim = bits.low;
+        let word = &self.boxes.targets_of(source, level)[bits.word];
         // The load spares those who are no target a write. Acquire: for the posts before the call.
-        while word.load(Acquire) & bit != 0 {
+        while word.load(Acquire) & claim != 0 {
             self.run_earlier_posts(budget);
             // Acquire: as for a call to one; and the state below is that of the claimed call, or of a later one.
-            if word.fetch_and(!bit, Acquire) & bit == 0 {
+            if word.fetch_and(!claim, Acquire) & claim == 0 {
                 return;
             }
             // Relaxed: the claimed call's, because the bit was set after it, and it stays until the call is finished.
             let claimed = theirs.states.0[level].load(Relaxed);
             if claimed == seen {
                 *budget = budget.saturating_sub(1);
-                let panicked = &self.boxes.panics_of(source, level)[self.me.index() / 64];
-                let count = &theirs.slots[level].count;
-                self.run_call(source, level, Completion::OfMany { count, panicked, bit });
+                self.run_call(source, level, Completion::OfMany { word, bits });
                 return;
             }
             // Another call than the one that was looked at: the posts before it come first. Release: as by its caller.
-            word.fetch_or(bit, Release);
+            word.fetch_or(claim, Release);
             seen = claimed;
         }
     }
@@ -239,7 +247,7 @@ impl<K: Kernel> Here<K> {
 /// How the target says that it has run a call: its last touch of anything of the caller's.
 enum Completion<'a, K: Kernel> {
     One(&'a Word<K>),
-    OfMany { count: &'a Word<K>, panicked: &'a Word<K>, bit: u64 },
+    OfMany { word: &'a Word<K>, bits: TargetBits },
 }
 
 /// Completes the call when the closure has returned, or is being unwound.
@@ -260,14 +268,25 @@ impl<K: Kernel> Drop for Finish<'_, K> {
         // Release: the closure's writes, its result among them, are visible to the caller who sees this.
         match self.completion {
             Completion::One(state) => state.store(if self.panicked { PANICKED } else { DONE }, Release),
-            Completion::OfMany { count, panicked, bit } if self.panicked => {
-                panicked.fetch_or(bit, Relaxed);
-                count.fetch_add(SOME_PANICKED - 1, Release);
-            }
-            Completion::OfMany { count, .. } => {
-                count.fetch_sub(1, Release);
+            Completion::OfMany { word, bits } => {
+                if self.panicked {
+                    boxes.note_outcome(self.source, self.level, bits.word, bits.low);
+                }
+                word.fetch_and(!bits.high, Release);
             }
         }
+    }
+}
+
+impl<K: Kernel> Mailboxes<K> {
+    /// Notes that a target of a call to many has no ordinary end, by these bits of an outcome word. Its pending bit still
+    /// stands: taking that away afterwards, with release ordering, publishes this.
+    #[cold]
+    pub(crate) fn note_outcome(&self, source: Cpu, level: usize, word: usize, bits: u64) {
+        let Some(theirs) = self.get(source) else { return };
+        // Relaxed: see above.
+        self.outcomes_of(source, level)[word].fetch_or(bits, Relaxed);
+        theirs.slots[level].has_outcomes.store(1, Relaxed);
     }
 }
 

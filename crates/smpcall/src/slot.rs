@@ -13,11 +13,23 @@
 //! | `QUEUED(t)` | `CLAIMED(t)` | t | compare-exchange, acquire; payload read afterwards |
 //! | `QUEUED(t)` | `EMPTY` | owner | compare-exchange (deadline, or door seen closed) |
 //! | `CLAIMED(t)` | `DONE` or `PANICKED` | t | release store: t's last touch |
-//! | `DONE`, `PANICKED` | `EMPTY` | owner | store |
-//! | `EMPTY` | `MANY` | owner | payload, count, state, then claim bits, then marks |
-//! | claim bit 1 | 0, claimed | target | fetch-and; later count - 1: its last touch |
-//! | claim bit 1 | 0, withdrawn | owner | fetch-and, then count - 1 |
-//! | `MANY`, count 0 | `EMPTY` | owner | store |
+//! | `QUEUED(t)` | `REFUSED` | whoever has fenced t | compare-exchange |
+//! | `CLAIMED(t)` | `DIED` | whoever has fenced t | compare-exchange |
+//! | `DONE`, `PANICKED`, `DIED`, `REFUSED` | `EMPTY` | owner | store |
+//! | `EMPTY` | `MANY` | owner | payload, state, then target words, then marks |
+//! | target's bits 11 | 01, claimed | target | fetch-and |
+//! | target's bits 11 | 00, withdrawn | owner | compare-exchange |
+//! | target's bits 01 | 00, finished | target | outcome if it is a bad one, then fetch-and: its last touch |
+//! | target's bits 11, 01 | 00, refused or died | whoever has fenced it | as the target would |
+//! | `MANY`, all bits 0 | `EMPTY` | owner | store |
+//!
+//! # Targets of a call to many
+//! Two bits each: its *claim* bit stands until the call is claimed, its *pending* bit until it is finished. Both are in
+//! one word, 32 targets a word, so that one store publishes them and one step withdraws: then "pending, not claimable"
+//! has one meaning at every moment, and whoever has fenced a CPU can tell what it had claimed. (In two words it would
+//! also mean "about to be published" and "half withdrawn". A count of those that are not finished, which stood here
+//! before, says nothing about who they are.) What is not ordinary about a target's end is said by two bits of
+//! the same layout, its *outcome*, which nobody looks at unless the slot says that there is one.
 
 use core::mem::MaybeUninit;
 
@@ -33,13 +45,17 @@ pub(crate) const EMPTY: u64 = 0;
 pub(crate) const QUEUED: u64 = 1;
 /// The target in the upper bits runs it.
 pub(crate) const CLAIMED: u64 = 2;
-/// A call to many: the claim bits and the count say how far it is.
+/// A call to many: the target words say how far it is.
 pub(crate) const MANY: u64 = 3;
 /// It was run.
 pub(crate) const DONE: u64 = FINISHED;
 /// Its closure panicked.
 pub(crate) const PANICKED: u64 = FINISHED | 1;
-/// The bit that `DONE` and `PANICKED` share.
+/// Its target was fenced after it had claimed it.
+pub(crate) const DIED: u64 = FINISHED | 2;
+/// Its target was fenced before it had claimed it.
+pub(crate) const REFUSED: u64 = FINISHED | 3;
+/// The bit that `DONE`, `PANICKED`, `DIED` and `REFUSED` share: nobody but the owner touches the slot any more.
 pub(crate) const FINISHED: u64 = 4;
 
 /// The state word of a phase that names its target.
@@ -67,16 +83,40 @@ pub(crate) const fn is_queued_for(state: u64, target: Cpu) -> bool {
     state & (number_bits(1) - 1) == state_for(QUEUED, target)
 }
 
+/// Whether the state, of a phase that names its target, names this one.
+pub(crate) const fn is_for(state: u64, target: Cpu) -> bool {
+    state & (number_bits(1) - 1) & !0xff == (target.number() as u64) << 8
+}
+
 /// The phase of a state word.
 #[inline(always)]
 pub(crate) const fn phase(state: u64) -> u64 {
     state & 0xff
 }
 
-/// The count of a call to many: this many targets are not finished.
-pub(crate) const COUNT: u64 = 0xffff_ffff;
-/// Set in the count when a closure panicked on some target.
-pub(crate) const SOME_PANICKED: u64 = 1 << 32;
+/// Where the two bits of a target are, in target words and in outcome words.
+#[derive(Clone, Copy)]
+pub(crate) struct TargetBits {
+    /// Which word of its set.
+    pub(crate) word: usize,
+    /// The target words: nobody has claimed the call for it. The outcome words: its closure panicked.
+    pub(crate) low: u64,
+    /// The target words: it is not finished. The outcome words: it was fenced.
+    pub(crate) high: u64,
+}
+
+impl TargetBits {
+    #[inline(always)]
+    pub(crate) const fn of(target: Cpu) -> Self {
+        let low = 1 << (target.number() % TARGETS_PER_WORD);
+        Self { word: target.index() / TARGETS_PER_WORD as usize, low, high: low << TARGETS_PER_WORD }
+    }
+}
+
+/// How many targets share a word.
+pub(crate) const TARGETS_PER_WORD: u32 = 32;
+/// The lower bits of all targets of a word.
+pub(crate) const LOW_BITS: u64 = 0xffff_ffff;
 
 /// Three words that travel with a call: the address of the caller's frame, or a small `'static` closure.
 pub(crate) type Luggage = MaybeUninit<[usize; 3]>;
@@ -90,17 +130,17 @@ pub(crate) struct Payload {
     pub(crate) luggage: Luggage,
 }
 
-/// The parts of a slot besides its state word and claim bits.
+/// The parts of a slot besides its state word, target words and outcome words.
 pub(crate) struct Slot<K: Kernel> {
     /// Written by the owner while `EMPTY`; read by targets after their claim.
     pub(crate) payload: Plain<K, Payload>,
-    /// For calls to many: targets that are not finished, and [`SOME_PANICKED`].
-    pub(crate) count: Word<K>,
+    /// For calls to many: not zero if some target's outcome is not ordinary. Set before that target's pending bit goes.
+    pub(crate) has_outcomes: Word<K>,
 }
 
 impl<K: Kernel> Slot<K> {
     pub(crate) const NEW: Self = Self {
         payload: Plain::<K, _>::new(Payload { run: None, luggage: MaybeUninit::uninit() }),
-        count: Word::<K>::new(0),
+        has_outcomes: Word::<K>::new(0),
     };
 }

@@ -1,7 +1,7 @@
 //! Mailboxes in a static, sized at compile time.
 
 use crate::door::GROUPS;
-use crate::slot::LEVELS;
+use crate::slot::{LEVELS, TARGETS_PER_WORD};
 use crate::{EventSlot, Kernel, Mailbox, Mailboxes, Word};
 
 /// How many leaf words each CPU needs on a machine of this many CPUs: none up to 48.
@@ -10,9 +10,9 @@ pub const fn leaf_words(cpus: usize) -> usize {
     if cpus <= GROUPS { 0 } else { cpus.div_ceil(64).next_multiple_of(8) }
 }
 
-/// How many words a bitmap of this many CPUs has.
-pub const fn set_words(cpus: usize) -> usize {
-    cpus.div_ceil(64)
+/// How many words hold two bits for each of this many CPUs: the targets of a call to many, or their outcomes.
+pub const fn target_words(cpus: usize) -> usize {
+    cpus.div_ceil(TARGETS_PER_WORD as usize)
 }
 
 #[repr(C, align(64))]
@@ -23,18 +23,18 @@ pub struct Storage<
     K: Kernel,
     const CPUS: usize,
     const LEAF_WORDS: usize,
-    const SET_WORDS: usize,
+    const TARGET_WORDS: usize,
     const EVENTS: usize,
 > {
     cpus: [Mailbox<K>; CPUS],
     leaves: Aligned<[[Word<K>; LEAF_WORDS]; CPUS]>,
-    #[expect(clippy::type_complexity, reason = "claim and panic bits, per level, per CPU")]
-    claims: Aligned<[[[[Word<K>; SET_WORDS]; 2]; LEVELS]; CPUS]>,
+    #[expect(clippy::type_complexity, reason = "targets and outcomes, per level, per CPU")]
+    targets: Aligned<[[[[Word<K>; TARGET_WORDS]; 2]; LEVELS]; CPUS]>,
     events: Aligned<[[EventSlot; EVENTS]; CPUS]>,
 }
 
-impl<K: Kernel, const CPUS: usize, const LEAF_WORDS: usize, const SET_WORDS: usize, const EVENTS: usize>
-    Storage<K, CPUS, LEAF_WORDS, SET_WORDS, EVENTS>
+impl<K: Kernel, const CPUS: usize, const LEAF_WORDS: usize, const TARGET_WORDS: usize, const EVENTS: usize>
+    Storage<K, CPUS, LEAF_WORDS, TARGET_WORDS, EVENTS>
 {
     /// Closed and empty mailboxes: all zero bytes.
     #[expect(clippy::new_without_default, reason = "made in statics only; megabytes on a stack otherwise")]
@@ -42,8 +42,9 @@ impl<K: Kernel, const CPUS: usize, const LEAF_WORDS: usize, const SET_WORDS: usi
         Self {
             cpus: [const { Mailbox::NEW }; CPUS],
             leaves: Aligned([const { [const { Word::<K>::new(0) }; LEAF_WORDS] }; CPUS]),
-            claims: Aligned(
-                [const { [const { [const { [const { Word::<K>::new(0) }; SET_WORDS] }; 2] }; LEVELS] }; CPUS],
+            targets: Aligned(
+                [const { [const { [const { [const { Word::<K>::new(0) }; TARGET_WORDS] }; 2] }; LEVELS] };
+                    CPUS],
             ),
             events: Aligned([const { [const { EventSlot::NEW }; EVENTS] }; CPUS]),
         }
@@ -54,7 +55,7 @@ impl<K: Kernel, const CPUS: usize, const LEAF_WORDS: usize, const SET_WORDS: usi
         Mailboxes::from_parts(
             &self.cpus,
             self.leaves.0.as_flattened(),
-            self.claims.0.as_flattened().as_flattened().as_flattened(),
+            self.targets.0.as_flattened().as_flattened().as_flattened(),
             self.events.0.as_flattened(),
         )
     }
@@ -72,7 +73,7 @@ macro_rules! mailboxes {
                 $kernel,
                 $cpus,
                 { $crate::leaf_words($cpus) },
-                { $crate::set_words($cpus) },
+                { $crate::target_words($cpus) },
                 $events,
             > = $crate::Storage::new();
             STORAGE.mailboxes()

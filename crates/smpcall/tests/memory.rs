@@ -5,7 +5,7 @@ mod idle;
 
 use idle::Idle;
 use smpcall::{
-    Cpu, EventSlot, Kernel, LEVELS, Mailbox, Mailboxes, Storage, leaf_words, mailboxes, set_words,
+    Cpu, EventSlot, Kernel, LEVELS, Mailbox, Mailboxes, Storage, leaf_words, mailboxes, target_words,
 };
 
 // SAFETY: no code runs on this machine: it is measured, not used.
@@ -20,7 +20,7 @@ mailboxes! { static TINY: Idle = 1 CPUs, 0 events }
 
 const MIB: usize = 1 << 20;
 
-type Largest = Storage<Idle, 4096, { leaf_words(4096) }, { set_words(4096) }, 128>;
+type Largest = Storage<Idle, 4096, { leaf_words(4096) }, { target_words(4096) }, 128>;
 
 #[test]
 fn four_thousand_cpus_need_less_than_64_mib_event_rings_included() {
@@ -36,9 +36,9 @@ fn what_is_said_to_be_needed_is_what_the_static_takes() {
         storage - Mailboxes::<Idle>::bytes_needed(CPUS, EVENTS)
     }
     // Three parts are aligned to a cache line of 64 bytes each.
-    assert!(padding::<4096, { leaf_words(4096) }, { set_words(4096) }, 128>() < 3 * 64);
-    assert!(padding::<49, { leaf_words(49) }, { set_words(49) }, 0>() < 3 * 64);
-    assert!(padding::<3, { leaf_words(3) }, { set_words(3) }, 1>() < 3 * 64);
+    assert!(padding::<4096, { leaf_words(4096) }, { target_words(4096) }, 128>() < 3 * 64);
+    assert!(padding::<49, { leaf_words(49) }, { target_words(49) }, 0>() < 3 * 64);
+    assert!(padding::<3, { leaf_words(3) }, { target_words(3) }, 1>() < 3 * 64);
 }
 
 /// Twice the CPUs: what grows by more than twice is what a pair costs.
@@ -48,8 +48,8 @@ fn a_pair_of_cpus_costs_bits() {
         let [one, two] = [cpus, 2 * cpus].map(|cpus| Mailboxes::<Idle>::bytes_needed(cpus, 128));
         let pairs = 4 * cpus * cpus - 2 * (cpus * cpus);
         let bits = 8 * (two - 2 * one);
-        // A leaf bit, and a claim and a panic bit for each level.
-        assert_eq!(bits, pairs * (1 + 2 * LEVELS));
+        // A leaf bit, and for each level two bits of its progress and two of its outcome.
+        assert_eq!(bits, pairs * (1 + 4 * LEVELS));
     }
 }
 
@@ -58,8 +58,8 @@ fn up_to_48_cpus_there_are_no_leaf_words() {
     assert_eq!((leaf_words(1), leaf_words(48)), (0, 0));
     // From there on whole cache lines, so that no two targets share one.
     assert_eq!((leaf_words(49), leaf_words(512), leaf_words(513)), (8, 8, 16));
-    assert_eq!((set_words(1), set_words(64), set_words(65)), (1, 1, 2));
-    let per_cpu = size_of::<Mailbox<Idle>>() + 2 * LEVELS * size_of::<u64>();
+    assert_eq!((target_words(1), target_words(32), target_words(33), target_words(64)), (1, 1, 2, 2));
+    let per_cpu = size_of::<Mailbox<Idle>>() + 2 * 2 * LEVELS * size_of::<u64>();
     assert_eq!(Mailboxes::<Idle>::bytes_needed(48, 0), 48 * per_cpu);
 }
 
