@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
 use smpcall_incidents::{Fault, Incident, When};
 use smpcall_local_apic::Routing;
+use smpcall_simulator::campaign::Workload;
 use smpcall_simulator::explorer::schedule::Schedule;
 use smpcall_simulator::explorer::{Engine, MemoryModel};
 use smpcall_simulator::faults::Probability;
@@ -60,7 +61,8 @@ pub(crate) struct Replay {
     #[arg(long, value_name = "N")]
     pub(crate) cpus: Option<usize>,
 
-    /// How CPUs are addressed: flat, physflat, x2apic-phys or x2apic-cluster; what the reported kernel used by default
+    /// How CPUs are addressed: flat, physflat, x2apic-phys, x2apic-cluster, xapic-cluster, or as kernels of report 002
+    /// did: mach-default, bigsmp, es7000, numaq, summit, cluster; what the reported kernel used by default
     #[arg(long, value_name = "NAME")]
     pub(crate) routing: Option<Routing>,
 
@@ -68,7 +70,8 @@ pub(crate) struct Replay {
     #[arg(long, value_name = "S", default_value_t = 1)]
     pub(crate) seed: u64,
 
-    /// What goes wrong: reported, dead-target (with --now only) or none
+    /// What goes wrong: reported, none, or what one incident has beside it: dead-target (lost-call, with --now),
+    /// transient and until-rewritten (stuck-icr), old-apic (stray-eoi), another-cpu (pending-ipi)
     #[arg(long, value_name = "NAME", default_value = Fault::Reported.name())]
     pub(crate) fault: Fault,
 
@@ -79,6 +82,10 @@ pub(crate) struct Replay {
     /// Draw what happened, as SVG; with two replays two files, named -then and -now
     #[arg(long, value_name = "FILE.svg")]
     pub(crate) timeline: Option<PathBuf>,
+
+    /// Write all that happened for Perfetto: open it in ui.perfetto.dev; files are named as with --timeline
+    #[arg(long, value_name = "FILE.pftrace")]
+    pub(crate) trace: Option<PathBuf>,
 }
 
 impl Replay {
@@ -108,6 +115,15 @@ pub(crate) struct Campaign {
     #[arg(long, value_name = "N", default_value_t = 100_000)]
     pub(crate) calls: u64,
 
+    /// What the CPUs do: calls, posts, work (deferred), hotplug, rendezvous, and fencing, which declares CPUs dead that live
+    /// and so orphans the calls that they make; or all
+    #[arg(long, value_name = "LIST", default_value_t = Workload::MIXED)]
+    pub(crate) workload: Workload,
+
+    /// Afterwards, so many short runs that each crash at a random instant; with --calls 0 only these
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    pub(crate) crashes: u64,
+
     /// The probability with which each interrupt is lost, 0 to 1
     #[arg(long, value_name = "P", allow_negative_numbers = true, default_value = "0.01", value_parser = probability)]
     pub(crate) drop: Probability,
@@ -116,8 +132,8 @@ pub(crate) struct Campaign {
     #[arg(long, value_name = "LIST", default_value = "")]
     pub(crate) faults: String,
 
-    /// How CPUs are addressed: flat, physflat, x2apic-phys or x2apic-cluster; flat up to 8 CPUs by default, then
-    /// x2apic-cluster
+    /// How CPUs are addressed: flat, physflat, x2apic-phys, x2apic-cluster, xapic-cluster, or as kernels of report 002
+    /// did: mach-default, bigsmp, es7000, numaq, summit, cluster; flat up to 8 CPUs by default, then x2apic-cluster
     #[arg(long, value_name = "NAME")]
     pub(crate) routing: Option<Routing>,
 

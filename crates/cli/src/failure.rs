@@ -103,7 +103,7 @@ mod tests {
     fn what_clap_says_becomes_one_line() {
         assert_eq!(
             usage(&["smpcall", "replay", "lost-cal"]),
-            "invalid value 'lost-cal' for '[INCIDENT]...': no such incident; known: lost-call; `--help` says more"
+            "invalid value 'lost-cal' for '[INCIDENT]...': no such incident; known: lost-call, offline-queue, stuck-icr, stray-eoi, pending-ipi; `--help` says more"
         );
         assert_eq!(
             usage(&["smpcall", "replay", "--then", "--now"]),

@@ -9,11 +9,11 @@ use tempfile::{Builder, NamedTempFile};
 use crate::failure::Failure;
 
 /// A file that is written and not yet visible under its name.
-enum Staged {
+enum Staged<C> {
     /// A temporary file in the directory of the name.
     Temporary { file: NamedTempFile, target: PathBuf },
     /// Something that cannot be replaced: a device, a pipe.
-    Device { contents: String, target: PathBuf },
+    Device { contents: C, target: PathBuf },
 }
 
 /// Whether files can have names made from this one: it names no directory.
@@ -26,7 +26,7 @@ pub(crate) fn check_name(path: &Path) -> Result<(), Failure> {
 
 /// Writes all of them or, if one cannot be written, none. Existing files are replaced; what a symbolic link leads to
 /// is replaced, not the link.
-pub(crate) fn write_all(files: Vec<(PathBuf, String)>) -> Result<(), Failure> {
+pub(crate) fn write_all<C: AsRef<[u8]>>(files: Vec<(PathBuf, C)>) -> Result<(), Failure> {
     let mut staged = Vec::new();
     for (path, contents) in files {
         check_name(&path)?;
@@ -39,7 +39,7 @@ pub(crate) fn write_all(files: Vec<(PathBuf, String)>) -> Result<(), Failure> {
             }
             Staged::Device { contents, target } => {
                 let opened = fs::OpenOptions::new().write(true).open(&target);
-                (opened.and_then(|mut device| device.write_all(contents.as_bytes())), target)
+                (opened.and_then(|mut device| device.write_all(contents.as_ref())), target)
             }
         };
         result.map_err(|error| Failure::file(&target, &error))?;
@@ -47,7 +47,7 @@ pub(crate) fn write_all(files: Vec<(PathBuf, String)>) -> Result<(), Failure> {
     Ok(())
 }
 
-fn stage(path: &Path, contents: String) -> io::Result<Staged> {
+fn stage<C: AsRef<[u8]>>(path: &Path, contents: C) -> io::Result<Staged<C>> {
     let target = fs::canonicalize(path).unwrap_or_else(|_| path.to_owned());
     if let Ok(metadata) = fs::metadata(&target) {
         if !metadata.is_file() {
@@ -67,7 +67,7 @@ fn stage(path: &Path, contents: String) -> io::Result<Staged> {
         builder.permissions(fs::Permissions::from_mode(0o666));
     }
     let mut file = builder.tempfile_in(directory).map_err(|error| plain(&error))?;
-    file.write_all(contents.as_bytes()).map_err(|error| plain(&error))?;
+    file.write_all(contents.as_ref()).map_err(|error| plain(&error))?;
     Ok(Staged::Temporary { file, target })
 }
 
@@ -104,11 +104,11 @@ mod tests {
         let directory = tempfile::tempdir().expect("a directory");
         let good = directory.path().join("good.svg");
         let bad = directory.path().join("missing/bad.svg");
-        let result = write_all(vec![(good.clone(), "x".into()), (bad, "y".into())]);
+        let result = write_all(vec![(good.clone(), "x"), (bad, "y")]);
         assert!(matches!(result, Err(Failure::Output(_))));
         assert_eq!(fs::read_dir(directory.path()).expect("readable").count(), 0, "nothing is left behind");
-        write_all(vec![(good.clone(), "x".into())]).expect("is written");
-        write_all(vec![(good.clone(), "z".into())]).expect("is replaced");
+        write_all(vec![(good.clone(), "x")]).expect("is written");
+        write_all(vec![(good.clone(), "z")]).expect("is replaced");
         assert_eq!(fs::read_to_string(&good).expect("readable"), "z");
         assert_eq!(fs::read_dir(directory.path()).expect("readable").count(), 1);
     }
@@ -120,8 +120,7 @@ mod tests {
         let (target, link) = (directory.path().join("target"), directory.path().join("link"));
         fs::write(&target, "old").expect("is written");
         std::os::unix::fs::symlink(&target, &link).expect("a link");
-        write_all(vec![(link.clone(), "new".into()), ("/dev/null".into(), "gone".into())])
-            .expect("is written");
+        write_all(vec![(link.clone(), "new"), ("/dev/null".into(), "gone")]).expect("is written");
         assert_eq!(fs::read_to_string(&target).expect("readable"), "new");
         assert!(fs::symlink_metadata(&link).expect("there").is_symlink());
         assert!(!fs::metadata("/dev/null").expect("there").is_file());

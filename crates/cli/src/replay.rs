@@ -19,7 +19,10 @@ const WIDTH: usize = 100;
 pub(crate) fn run(wanted: &arguments::Replay, terminal: &Terminal) -> Result<Finding, Failure> {
     let options =
         Options { cpus: wanted.cpus, routing: wanted.routing, seed: wanted.seed, fault: wanted.fault };
-    if let Some(path) = &wanted.timeline {
+    if wanted.timeline.is_some() && wanted.timeline == wanted.trace {
+        return Err(Failure::usage("--timeline and --trace name the same file; give each its own"));
+    }
+    for path in wanted.timeline.iter().chain(&wanted.trace) {
         files::check_name(path)?;
     }
     let mut replays = Vec::new();
@@ -28,22 +31,20 @@ pub(crate) fn run(wanted: &arguments::Replay, terminal: &Terminal) -> Result<Fin
             replays.push(replay(incident, when, &options).map_err(Failure::usage)?);
         }
     }
-    if let Some(path) = &wanted.timeline {
-        draw(path, &replays, terminal)?;
-    }
+    write_files(wanted, &replays, terminal)?;
     let result = if wanted.json { json(&replays) } else { prose(&replays, terminal) };
     terminal::print(&result)?;
     let expected = replays.iter().all(Replay::is_as_expected);
     Ok(if expected { Finding::Nothing } else { Finding::Something })
 }
 
-/// Writes the pictures, and says which.
-fn draw(path: &Path, replays: &[Replay], terminal: &Terminal) -> Result<(), Failure> {
+/// Writes the pictures and traces that were asked for, and says which.
+fn write_files(wanted: &arguments::Replay, replays: &[Replay], terminal: &Terminal) -> Result<(), Failure> {
     let several =
         |differs: fn(&Replay, &Replay) -> bool| replays.windows(2).any(|pair| differs(&pair[0], &pair[1]));
     let several_incidents = several(|one, other| one.incident != other.incident);
     let several_whens = several(|one, other| one.when != other.when);
-    let name = |replay: &Replay| -> PathBuf {
+    let name = |path: &Path, replay: &Replay| -> PathBuf {
         let mut suffix = String::new();
         if several_incidents {
             suffix = format!("-{}", replay.incident);
@@ -54,9 +55,15 @@ fn draw(path: &Path, replays: &[Replay], terminal: &Terminal) -> Result<(), Fail
         }
         if suffix.is_empty() { path.to_owned() } else { files::with_suffix(path, &suffix) }
     };
-    files::write_all(replays.iter().map(|replay| (name(replay), replay.timeline())).collect())?;
+    let mut files: Vec<(PathBuf, Vec<u8>)> = Vec::new();
     for replay in replays {
-        terminal.note(&format!("wrote {}", name(replay).display()));
+        files.extend(wanted.timeline.iter().map(|path| (name(path, replay), replay.timeline().into_bytes())));
+        files.extend(wanted.trace.iter().map(|path| (name(path, replay), replay.perfetto())));
+    }
+    let names: Vec<PathBuf> = files.iter().map(|(name, _)| name.clone()).collect();
+    files::write_all(files)?;
+    for name in names {
+        terminal.note(&format!("wrote {}", name.display()));
     }
     Ok(())
 }
@@ -72,6 +79,10 @@ fn prose(replays: &[Replay], terminal: &Terminal) -> String {
 }
 
 fn one(replay: &Replay, terminal: &Terminal) -> String {
+    if let Some(reason) = replay.reason {
+        let (incident, when, title) = (replay.incident, replay.when, replay.incident.title());
+        return format!("{incident}, {when}: n/a\n  incident  {title}\n\n{}\n", wrapped(reason, WIDTH));
+    }
     let tone = if replay.is_as_expected() { Tone::Good } else { Tone::Bad };
     let (word, meaning) = match (replay.when, replay.outcome) {
         (When::Then, Outcome::Lost) => ("LOST", "as it was reported"),
@@ -79,6 +90,7 @@ fn one(replay: &Replay, terminal: &Terminal) -> String {
         (When::Now, Outcome::Held) if replay.laws.hold() => ("HELD", "no law was broken"),
         (When::Now, Outcome::Held) => ("BROKEN", "a law was broken, though not as it was reported"),
         (When::Now, Outcome::Lost) => ("LOST", "it ended in the reported state"),
+        (_, Outcome::NotApplicable) => ("N/A", "it cannot happen on such a machine"),
     };
     let laws = replay.laws.iter().filter(|(_, judgement)| *judgement != Judgement::NotApplicable);
     let ipis = replay.ipis;

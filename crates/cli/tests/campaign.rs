@@ -24,6 +24,48 @@ fn every_call_is_accounted_for_and_the_json_has_every_name_that_scripts_rely_on(
 }
 
 #[test]
+fn the_json_says_how_cpus_came_and_went_and_how_crashes_ended() {
+    let run = smpcall(&[
+        "campaign",
+        "--calls",
+        "20000",
+        "--workload",
+        "all",
+        "--crashes",
+        "20",
+        "--json",
+        "--seed",
+        "3",
+    ]);
+    assert_eq!((run.code, run.err.as_str()), (0, ""));
+    let json = run.json();
+    for (part, names) in [
+        ("hotplug", &["ups", "downs", "fenced", "refused", "unfinished"][..]),
+        ("rendezvous", &["run", "backed_out", "refused"]),
+        ("work", &["queued", "run", "abandoned", "refused", "lost"]),
+        ("crashes", &["runs", "saved", "missing", "offline", "lost", "again", "hung", "broken"]),
+    ] {
+        for name in names {
+            assert!(json[part][name].is_u64(), "{part}.{name}: {json}");
+        }
+    }
+    assert_eq!((&json["crashes"]["runs"], &json["crashes"]["broken"]), (&20.into(), &0.into()));
+    assert!(json["crashes"]["longest"].as_f64() > Some(0.0), "{json}");
+    assert!(json["work"]["run"].as_u64() > Some(0), "{json}");
+    assert!(json["operations"].as_u64() > Some(20_000), "{json}");
+    assert_eq!(json["workload"], "calls,posts,work,hotplug,fencing,rendezvous");
+}
+
+#[test]
+fn crashes_need_no_calls() {
+    let run = smpcall(&["campaign", "--cpus", "4", "--calls", "0", "--crashes", "10", "--json"]);
+    assert_eq!(run.code, 0, "{}", run.err);
+    let json = run.json();
+    assert_eq!((&json["calls"], &json["crashes"]["runs"]), (&0.into(), &10.into()));
+    assert!(smpcall(&["campaign", "--calls", "500", "--json"]).json()["crashes"].is_null());
+}
+
+#[test]
 fn the_same_seed_gives_the_same_books() {
     let books = |seed| {
         let mut json = smpcall(&["campaign", "--calls", "2000", "--json", "--seed", seed]).json();
@@ -77,6 +119,8 @@ fn arguments_that_make_no_sense_are_refused_in_one_sentence() {
     refused(&["--cpus", "16", "--routing", "flat"], "reaches 8 CPUs at the most, not 16");
     refused(&["--calls", "0"], "1 to");
     refused(&["--calls", "1000000000000"], "--minutes");
+    refused(&["--workload", "calls,naps"], "a workload is a list of");
+    refused(&["--workload", "posts"], "needs calls");
     refused(&["--minutes", "0"], "minutes are a number above 0");
     refused(&["--faults", "flood:p=1"], "no fault has this name");
     refused(&["--faults", "drop:p=2"], "not a probability");

@@ -12,9 +12,13 @@ fn then_comes_out_lost_and_now_held_and_the_command_is_content() {
     assert_eq!((run.code, run.err.as_str()), (0, ""));
     let json = run.json();
     let replays = json.as_array().expect("an array");
-    let came_out = |replay: &serde_json::Value| (replay["when"].clone(), replay["outcome"].clone());
-    let expected = [("then", "lost"), ("now", "held")].map(|(when, outcome)| (when.into(), outcome.into()));
-    assert_eq!(replays.iter().map(came_out).collect::<Vec<_>>(), expected);
+    assert!(!replays.is_empty());
+    for pair in replays.chunks(2) {
+        let came_out = |replay: &serde_json::Value| (replay["when"].clone(), replay["outcome"].clone());
+        let expected =
+            [("then", "lost"), ("now", "held")].map(|(when, outcome)| (when.into(), outcome.into()));
+        assert_eq!(pair.iter().map(came_out).collect::<Vec<_>>(), expected, "{}", pair[0]["incident"]);
+    }
 }
 
 #[test]
@@ -66,7 +70,7 @@ fn then_without_the_fault_is_not_lost_and_that_is_a_finding() {
 
 #[test]
 fn a_dead_target_is_told_and_diagnosed() {
-    let run = smpcall(&["replay", "--now", "--fault", "dead-target", "--json"]);
+    let run = smpcall(&["replay", "lost-call", "--now", "--fault", "dead-target", "--json"]);
     assert_eq!(run.code, 0, "{}", run.err);
     let json = run.json();
     assert_eq!((&json[0]["outcome"], &json[0]["laws"]["L4"]), (&"held".into(), &"held".into()));
@@ -77,7 +81,7 @@ fn a_dead_target_is_told_and_diagnosed() {
 fn arguments_that_make_no_sense_are_refused_in_one_sentence() {
     smpcall(&["replay", "lost-cal"]).is_refused(2, "no such incident; known: lost-call");
     smpcall(&["replay", "--then", "--now"]).is_refused(2, "cannot be used with");
-    smpcall(&["replay", "--routing", "bigsmp"]).is_refused(2, "there are flat, physflat");
+    smpcall(&["replay", "--routing", "vsmp"]).is_refused(2, "there are flat, physflat");
     smpcall(&["replay", "--routing", "flat", "--cpus", "9"])
         .is_refused(2, "reaches 8 CPUs at the most, not 9");
     smpcall(&["replay", "--seed", "-1"]).is_refused(2, "'-1'");
@@ -106,24 +110,25 @@ fn one_replay_is_drawn_into_the_file_and_two_into_two_and_nothing_else_is_left()
         names.sort();
         names
     };
-    let run = smpcall_in(directory.path(), &["replay", "--now", "--timeline", "one.svg"]);
+    let run = smpcall_in(directory.path(), &["replay", "lost-call", "--now", "--timeline", "one.svg"]);
     assert_eq!((run.code, run.err.as_str()), (0, "wrote one.svg\n"));
     assert_eq!(files(), ["one.svg"]);
-    let run = smpcall_in(directory.path(), &["replay", "--json", "--timeline", "two.svg"]);
+    let run = smpcall_in(directory.path(), &["replay", "lost-call", "--json", "--timeline", "two.svg"]);
     assert_eq!((run.code, run.err.as_str()), (0, "wrote two-then.svg\nwrote two-now.svg\n"));
     run.json();
     assert_eq!(files(), ["one.svg", "two-now.svg", "two-then.svg"]);
     let read = |name: &str| fs::read_to_string(directory.path().join(name)).expect("readable");
     assert_eq!(read("one.svg"), read("two-now.svg"), "the same seed gives the same picture");
     assert!(read("two-then.svg").contains("</svg>"));
-    let run = smpcall_in(directory.path(), &["replay", "--now", "--quiet", "--timeline", "one.svg"]);
+    let run =
+        smpcall_in(directory.path(), &["replay", "lost-call", "--now", "--quiet", "--timeline", "one.svg"]);
     assert_eq!((run.code, run.err.as_str()), (0, ""), "quiet, and the file is replaced");
 }
 
 #[test]
 fn a_picture_that_cannot_be_written_is_one_sentence_and_no_result() {
     let directory = tempfile::tempdir().expect("a directory");
-    let run = |file: &str| smpcall_in(directory.path(), &["replay", "--timeline", file]);
+    let run = |file: &str| smpcall_in(directory.path(), &["replay", "lost-call", "--timeline", file]);
     run("missing/a.svg").is_refused(3, "its directory does not exist");
     run(".").is_refused(3, "it is a directory");
     fs::write(directory.path().join("file"), "").expect("is written");
@@ -168,6 +173,42 @@ fn now_reads_like_good_news() {
     let run = smpcall(&["replay", "lost-call", "--now", "--seed", "1"]);
     assert_eq!(run.code, 0);
     insta::assert_snapshot!("now", without_line_numbers(&run.out));
+}
+
+#[test]
+fn a_queue_that_nobody_rings_for_reads_like_the_report_and_one_that_is_emptied_accounts_for_each_request() {
+    for when in ["then", "now"] {
+        let run = smpcall(&["replay", "offline-queue", &format!("--{when}"), "--seed", "1"]);
+        assert_eq!(run.code, 0);
+        insta::assert_snapshot!(format!("offline_queue_{when}"), without_line_numbers(&run.out));
+    }
+}
+
+#[test]
+fn a_stray_end_of_interrupt_reads_like_the_report_and_its_mending_with_what_sending_costs() {
+    for when in ["then", "now"] {
+        let run = smpcall(&["replay", "stray-eoi", &format!("--{when}"), "--seed", "1"]);
+        assert_eq!(run.code, 0);
+        insta::assert_snapshot!(format!("stray_eoi_{when}"), without_line_numbers(&run.out));
+    }
+}
+
+#[test]
+fn a_crash_that_waits_for_the_icr_reads_like_the_report_and_one_that_goes_on_says_who_is_missing() {
+    for when in ["then", "now"] {
+        let run = smpcall(&["replay", "stuck-icr", &format!("--{when}"), "--seed", "1"]);
+        assert_eq!(run.code, 0);
+        insta::assert_snapshot!(format!("stuck_icr_{when}"), without_line_numbers(&run.out));
+    }
+}
+
+#[test]
+fn an_ipi_that_was_pending_reads_like_the_report_and_the_dump_says_what_was_pending() {
+    for when in ["then", "now"] {
+        let run = smpcall(&["replay", "pending-ipi", &format!("--{when}"), "--seed", "1"]);
+        assert_eq!(run.code, 0);
+        insta::assert_snapshot!(format!("pending_ipi_{when}"), without_line_numbers(&run.out));
+    }
 }
 
 #[test]

@@ -17,6 +17,61 @@ pub struct MachineEvidence {
     pub calls: Vec<CallEvidence>,
     /// Calls of which only counts are known.
     pub counted_calls: Vec<CountedCall>,
+    /// Ends of interrupt that cleared the in-service bit of another handler than the one that wrote them.
+    pub stray_ends: Vec<StrayEnd>,
+    /// Interrupt controllers that did not become ready to send.
+    pub busy_controllers: Vec<BusyController>,
+    /// What the local APICs of crashed CPUs held, and what became of it.
+    pub pending_at_crash: Vec<PendingAtCrash>,
+}
+
+/// What the local APIC of a CPU held when its kernel crashed, and what became of that in the capture kernel.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct PendingAtCrash {
+    /// Whose.
+    pub cpu: u32,
+    /// The vectors that it had accepted and not taken: the interrupt request register.
+    pub requested: Vec<u8>,
+    /// The vectors that it had taken and not ended: the in-service register.
+    pub in_service: Vec<u8>,
+    /// Whether the capture kernel has got rid of all of them before it had handlers.
+    pub drained: Option<bool>,
+    /// The first of them that came to a handler of the capture kernel.
+    pub taken: Option<u8>,
+    /// Where that handler came to its end.
+    pub function: Option<String>,
+}
+
+/// The interrupt controller of a CPU whose last command was not dispatched: its delivery status says "pending".
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct BusyController {
+    /// Whose.
+    pub cpu: u32,
+    /// For how long it has been seen like that, in nanoseconds.
+    pub nanos: Option<u64>,
+    /// Whether that CPU still waits for it.
+    pub still_waits: bool,
+    /// The function that waits or waited.
+    pub function: Option<String>,
+    /// The CPUs that are in an NMI handler and make no step there.
+    pub in_nmi_handlers: Vec<u32>,
+}
+
+/// Ends of interrupt, written by one handler, that cleared the in-service bit of another one, which was running.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct StrayEnd {
+    /// On which CPU.
+    pub cpu: u32,
+    /// The vector whose handler wrote them.
+    pub by: u8,
+    /// The vector that was in service.
+    pub vector: u8,
+    /// How often.
+    pub times: u64,
+    /// How many interrupts were then taken that the cleared bit would have held back.
+    pub let_in: u64,
+    /// The function that wrote them.
+    pub function: Option<String>,
 }
 
 /// What is known about one CPU.
@@ -50,6 +105,8 @@ pub struct CpuEvidence {
     pub answered_probe: Option<bool>,
     /// How long ago it was last seen to make progress, in nanoseconds.
     pub since_progress_nanos: Option<u64>,
+    /// How long ago it was reset and started for the last time, in nanoseconds: what was pending before is forgotten.
+    pub since_start_nanos: Option<u64>,
 }
 
 /// A wait.

@@ -21,7 +21,8 @@ pub mod verdict;
 use serde::Serialize;
 
 pub use evidence::{
-    CallEvidence, CallState, CountedCall, CpuEvidence, MachineEvidence, Running, WaitEvidence,
+    BusyController, CallEvidence, CallState, CountedCall, CpuEvidence, MachineEvidence, PendingAtCrash,
+    Running, StrayEnd, WaitEvidence,
 };
 pub use graph::{Edge, Node, WaitGraph};
 pub use verdict::{Confidence, Fact, Verdict, VerdictKind};

@@ -10,6 +10,9 @@ mod ipi_lost;
 mod long_handler;
 mod mutual_wait;
 mod offline_queue;
+mod pending_at_crash;
+mod stray_eoi;
+mod stuck_icr;
 mod undetermined;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -50,6 +53,11 @@ pub fn apply(evidence: &MachineEvidence, calls: &[CallEvidence], graph: &WaitGra
         }
     }
     verdicts.extend(uncounted(evidence, calls));
+    verdicts.extend(evidence.stray_ends.iter().map(|stray| stray_eoi::describe(evidence, stray)));
+    verdicts.extend(evidence.busy_controllers.iter().filter_map(|busy| stuck_icr::recognise(evidence, busy)));
+    verdicts.extend(
+        evidence.pending_at_crash.iter().filter_map(|held| pending_at_crash::recognise(evidence, held)),
+    );
     if verdicts.is_empty() {
         verdicts.push(healthy(evidence, calls));
     }

@@ -47,7 +47,9 @@ fn sentence(verdict: &Verdict) -> String {
         VerdictKind::MutualWait => {
             format!("{cpu} waits in a circle with others{within}; also waiting: {}", ranges(&verdict.waiters))
         }
-        VerdictKind::OfflineQueue => format!("{cpu} is offline and calls lie in its mailbox{waiters}"),
+        VerdictKind::OfflineQueue => {
+            format!("{cpu} is offline, or was meanwhile, and calls lie in its mailbox{waiters}")
+        }
         VerdictKind::CpuDead => format!("{cpu} answers nothing, not even an NMI{waiters}"),
         VerdictKind::VcpuNotRunning => format!("the hypervisor does not run {cpu}{waiters}"),
         VerdictKind::StuckIcr => {
@@ -57,6 +59,9 @@ fn sentence(verdict: &Verdict) -> String {
         VerdictKind::InterruptsOff => format!("{cpu} runs with interrupts disabled{within}{waiters}"),
         VerdictKind::LongHandler => format!("{cpu} does not come to an end{within}{waiters}"),
         VerdictKind::PendingAtCrash => format!("interrupts were pending or in service at the crash on {cpu}"),
+        VerdictKind::StrayEoi => {
+            format!("a handler on {cpu} ended an interrupt that was not its own{within}")
+        }
         VerdictKind::Undetermined => {
             format!("{cpu} does not answer, and the evidence does not say why{waiters}")
         }
@@ -124,7 +129,7 @@ fn picture(graph: &WaitGraph) -> Vec<String> {
 }
 
 /// CPU numbers as ranges, in ascending order: `0-3,7`; none as `nobody`.
-fn ranges(cpus: &[u32]) -> String {
+pub(crate) fn ranges(cpus: &[u32]) -> String {
     let mut sorted = cpus.to_vec();
     sorted.sort_unstable();
     let mut parts = Vec::new();

@@ -10,7 +10,8 @@ use serde::{Deserialize, Serialize};
 pub enum VerdictKind {
     /// CPUs wait for each other in a circle.
     MutualWait,
-    /// A call or post lies with an offline CPU, which will never look.
+    /// A call or post lies with an offline CPU, which will never look; or with one that was offline meanwhile, and the
+    /// interrupt for it is forgotten.
     OfflineQueue,
     /// The CPU answers nothing, not even an NMI.
     CpuDead,
@@ -26,6 +27,8 @@ pub enum VerdictKind {
     LongHandler,
     /// Interrupts were pending or in service when the kernel crashed.
     PendingAtCrash,
+    /// A handler ended an interrupt that was not its own.
+    StrayEoi,
     /// Somebody waits, and the evidence does not say why.
     Undetermined,
     /// Nothing is wrong.
@@ -34,7 +37,7 @@ pub enum VerdictKind {
 
 impl VerdictKind {
     /// All kinds, the gravest first.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::MutualWait,
         Self::OfflineQueue,
         Self::CpuDead,
@@ -44,6 +47,7 @@ impl VerdictKind {
         Self::InterruptsOff,
         Self::LongHandler,
         Self::PendingAtCrash,
+        Self::StrayEoi,
         Self::Undetermined,
         Self::Healthy,
     ];
@@ -60,6 +64,7 @@ impl VerdictKind {
             Self::InterruptsOff => "interrupts-off",
             Self::LongHandler => "long-handler",
             Self::PendingAtCrash => "pending-at-crash",
+            Self::StrayEoi => "stray-eoi",
             Self::Undetermined => "undetermined",
             Self::Healthy => "healthy",
         }
@@ -92,6 +97,9 @@ impl VerdictKind {
             Self::LongHandler => "Look at the function it is in: it holds up everybody who waits.",
             Self::PendingAtCrash => {
                 "End or take these interrupts before handlers are installed in the capture kernel."
+            }
+            Self::StrayEoi => {
+                "End only what the local APIC has put in service: not an ExtINT, not a spurious interrupt, and none twice."
             }
             Self::Undetermined => "Collect what is missing, above all the state of the target's local APIC.",
             Self::Healthy => "Nothing.",

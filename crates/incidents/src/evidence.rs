@@ -4,7 +4,7 @@ use core::time::Duration;
 use std::collections::{BTreeMap, BTreeSet};
 
 use smpcall_diagnosis::{CpuEvidence, MachineEvidence, WaitEvidence};
-use smpcall_machine::{Cpu, Event, EventKind};
+use smpcall_machine::{Cpu, Event, EventKind, Instant};
 use smpcall_simulator::{CpuReport, RING_VECTOR};
 
 /// Waits shorter than this are no finding: a thousand times what a call between live CPUs takes on this machine, and
@@ -39,9 +39,12 @@ pub(crate) fn of_machine(
             *sent += 1;
         }
     }
+    // The last one counts.
+    let started = events.iter().filter(|event| event.kind == EventKind::StartedUp);
+    let started_at: BTreeMap<Cpu, Instant> = started.map(|event| (event.cpu, event.time)).collect();
     let cpus = reports.iter().zip(rings_sent_to).map(|(report, sent)| {
         let wait = waiter.filter(|waiter| waiter.cpu == report.cpu);
-        of_cpu(report, sent, wait)
+        of_cpu(report, sent, started_at.get(&report.cpu).copied(), wait)
     });
     MachineEvidence {
         origin: "simulator".into(),
@@ -50,6 +53,9 @@ pub(crate) fn of_machine(
         cpus: cpus.collect(),
         calls: vec![],
         counted_calls: vec![],
+        stray_ends: vec![],
+        busy_controllers: vec![],
+        pending_at_crash: vec![],
     }
 }
 
@@ -83,7 +89,12 @@ pub(crate) fn task_has_interrupts_enabled(report: &CpuReport) -> bool {
     report.interrupts_enabled || in_handler && !report.wedged
 }
 
-fn of_cpu(report: &CpuReport, rings_sent_to: u64, waiter: Option<&Waiter>) -> CpuEvidence {
+fn of_cpu(
+    report: &CpuReport,
+    rings_sent_to: u64,
+    started_at: Option<Instant>,
+    waiter: Option<&Waiter>,
+) -> CpuEvidence {
     let function = split_frames(&report.frames).0.last().map(|&frame| frame.to_owned());
     CpuEvidence {
         cpu: report.cpu.number(),
@@ -104,6 +115,7 @@ fn of_cpu(report: &CpuReport, rings_sent_to: u64, waiter: Option<&Waiter>) -> Cp
         rings_taken: Some(report.counters.taken[RING_VECTOR as usize]),
         answered_probe: None,
         since_progress_nanos: None,
+        since_start_nanos: started_at.map(|started| report.time.since(started).as_nanos() as u64),
     }
 }
 
@@ -111,7 +123,6 @@ fn of_cpu(report: &CpuReport, rings_sent_to: u64, waiter: Option<&Waiter>) -> Cp
 mod tests {
     use super::*;
     use smpcall_local_apic::Routing;
-    use smpcall_machine::Instant;
     use smpcall_simulator::{Config, World};
 
     #[test]
@@ -137,6 +148,18 @@ mod tests {
         let again = [begin(0), ring(0, 1), begin(3), ring(0, 1), ring(0, 2), ring(0, 1)];
         assert_eq!(repeated(&again), 2);
         assert_eq!(repeated(&[ring(0, 1), event(EventKind::IpiSent, 0, 1, 0x40)]), 0);
+    }
+
+    #[test]
+    fn a_cpu_was_started_when_it_was_started_last() {
+        let world = World::new(&Config::new(2, Routing::Flat, 1)).expect("a machine");
+        let mut reports = [0, 1].map(|cpu| world.inspect(Cpu::new(cpu)));
+        reports[1].time = Instant::from_nanos(100);
+        let started =
+            |time| Event { time: Instant::from_nanos(time), ..event(EventKind::StartedUp, 1, 0, 8) };
+        let evidence = of_machine(&reports, &[started(10), started(40)], None);
+        assert_eq!(evidence.cpus[0].since_start_nanos, None);
+        assert_eq!(evidence.cpus[1].since_start_nanos, Some(60));
     }
 
     #[test]

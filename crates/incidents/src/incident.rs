@@ -5,49 +5,77 @@ use core::str::FromStr;
 
 use serde::{Serialize, Serializer};
 use smpcall_local_apic::Routing;
-use smpcall_simulator::{ConfigError, MAX_CPUS};
+use smpcall_simulator::ConfigError;
 
-use crate::lost_call;
+use crate::replay::Replay;
+use crate::{lost_call, offline_queue, pending_ipi, stray_eoi, stuck_icr};
 
 /// An incident that was reported.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-#[non_exhaustive]
 pub enum Incident {
     /// 2009, Linux 2.6.23 on 16 CPUs: one of fifteen call-function IPIs never arrives (report 000).
     LostCall,
+    /// 2013, Linux 3.0 on s390: a CPU goes offline with a request queued, and is not rung when it is back (report 001).
+    OfflineQueue,
+    /// 2007, Linux 2.6 for i386 and x86-64: a crash waits for ever for the ICR, and there is no dump (report 002).
+    StuckIcr,
+    /// 2015, Linux before 4.0-rc1, x2APIC clusters: an end of interrupt that belongs to nothing (report 003).
+    StrayEoi,
+    /// 2005, Linux 2.6 for i386: the capture kernel takes an IPI that was pending at the crash (report 004).
+    PendingIpi,
+}
+
+/// What has to be known of an incident to run it.
+pub(crate) struct Definition {
+    pub(crate) name: &'static str,
+    pub(crate) title: &'static str,
+    /// CPUs of the reported machine; if the report does not say, ours.
+    pub(crate) reported_cpus: usize,
+    /// The smallest machine on which it can happen, in CPUs, and what they are needed for.
+    pub(crate) least_cpus: (usize, &'static str),
+    /// The largest machine, whatever the routing.
+    pub(crate) max_cpus: fn(When) -> usize,
+    /// How the kernel of the day would have addressed so many CPUs.
+    pub(crate) routing: fn(usize) -> Routing,
+    /// Whether it can be replayed with a fault; if not, why.
+    pub(crate) refuses: fn(Fault, When) -> Option<&'static str>,
+    pub(crate) then: fn(&Setup) -> Result<Replay, ReplayError>,
+    pub(crate) now: fn(&Setup) -> Result<Replay, ReplayError>,
 }
 
 impl Incident {
     /// All of them, in the order of their reports.
-    pub const ALL: [Self; 1] = [Self::LostCall];
+    pub const ALL: [Self; 5] =
+        [Self::LostCall, Self::OfflineQueue, Self::StuckIcr, Self::StrayEoi, Self::PendingIpi];
+
+    pub(crate) const fn definition(self) -> &'static Definition {
+        match self {
+            Self::LostCall => &lost_call::DEFINITION,
+            Self::OfflineQueue => &offline_queue::DEFINITION,
+            Self::StuckIcr => &stuck_icr::DEFINITION,
+            Self::StrayEoi => &stray_eoi::DEFINITION,
+            Self::PendingIpi => &pending_ipi::DEFINITION,
+        }
+    }
 
     /// Its name on command lines and in JSON.
     pub const fn name(self) -> &'static str {
-        match self {
-            Self::LostCall => "lost-call",
-        }
+        self.definition().name
     }
 
     /// What was reported, in one line.
     pub const fn title(self) -> &'static str {
-        match self {
-            Self::LostCall => "one of fifteen call-function IPIs is lost (2009, Linux 2.6.23, 16 CPUs)",
-        }
+        self.definition().title
     }
 
     /// How many CPUs the reported machine had.
     pub const fn reported_cpus(self) -> usize {
-        match self {
-            Self::LostCall => lost_call::REPORTED_CPUS,
-        }
+        self.definition().reported_cpus
     }
 
     /// The largest machine it can be replayed on, in CPUs, whatever the routing.
-    pub const fn max_cpus(self, when: When) -> usize {
-        match (self, when) {
-            (Self::LostCall, When::Then) => lost_call::MAX_CPUS_THEN,
-            (Self::LostCall, When::Now) => MAX_CPUS,
-        }
+    pub fn max_cpus(self, when: When) -> usize {
+        (self.definition().max_cpus)(when)
     }
 }
 
@@ -112,19 +140,44 @@ pub enum Fault {
     /// The CPU that the reported fault concerns is really dead: it spins with interrupts disabled, and answers NMIs
     /// only, until its caller has given up. Then it wakes, and must not run what was given up (law L4). With [`When::Now`] only: the kernels of the day had no answer to it.
     DeadTarget,
+    /// What was reported, on local APICs of the P6 family, which hold two interrupts of a priority class and have the others
+    /// offered again. With [`StrayEoi`](Incident::StrayEoi) only: its report half remembers them. Not applicable to routings in
+    /// x2APIC mode, which they have not.
+    OldApic,
+    /// What was reported, for a time: it heals by itself. *Then* does not end in the reported state. [`Incident::StuckIcr`]
+    /// only.
+    Transient,
+    /// What was reported, until the command that is stuck is written again, which the kernels of the day never did.
+    /// [`Incident::StuckIcr`] only.
+    UntilRewritten,
+    /// What was reported, but the first kernel runs on all CPUs, and another one than the boot CPU crashes.
+    /// [`Incident::PendingIpi`] only.
+    AnotherCpu,
     /// Nothing. *Then* does not end in the reported state.
     None,
 }
 
 impl Fault {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Reported, Self::DeadTarget, Self::None];
+    pub const ALL: [Self; 7] = [
+        Self::Reported,
+        Self::DeadTarget,
+        Self::OldApic,
+        Self::Transient,
+        Self::UntilRewritten,
+        Self::AnotherCpu,
+        Self::None,
+    ];
 
     /// Its name on command lines and in JSON.
     pub const fn name(self) -> &'static str {
         match self {
             Self::Reported => "reported",
             Self::DeadTarget => "dead-target",
+            Self::OldApic => "old-apic",
+            Self::Transient => "transient",
+            Self::UntilRewritten => "until-rewritten",
+            Self::AnotherCpu => "another-cpu",
             Self::None => "none",
         }
     }
@@ -178,6 +231,8 @@ impl Default for Options {
 /// A machine that a replay runs on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Setup {
+    pub(crate) incident: Incident,
+    pub(crate) when: When,
     pub(crate) cpus: usize,
     pub(crate) routing: Routing,
     pub(crate) seed: u64,
@@ -187,13 +242,15 @@ pub(crate) struct Setup {
 impl Options {
     /// What is not chosen is filled in, and what does not fit is refused.
     pub(crate) fn setup(&self, incident: Incident, when: When) -> Result<Setup, ReplayError> {
-        let routing = self.routing.unwrap_or_else(|| match incident {
-            Incident::LostCall => lost_call::routing(self.cpus.unwrap_or(incident.reported_cpus())),
-        });
+        let definition = incident.definition();
+        let routing = self
+            .routing
+            .unwrap_or_else(|| (definition.routing)(self.cpus.unwrap_or(definition.reported_cpus)));
         let reach = routing.max_cpus() as usize;
-        let cpus = self.cpus.unwrap_or_else(|| incident.reported_cpus().min(reach));
-        if cpus < 2 {
-            return Err(ReplayError::TooFewCpus { incident, cpus });
+        let cpus = self.cpus.unwrap_or_else(|| definition.reported_cpus.min(reach));
+        let (least, reason) = definition.least_cpus;
+        if cpus < least {
+            return Err(ReplayError::TooFewCpus { incident, cpus, least, reason });
         }
         if cpus > reach {
             return Err(ReplayError::BeyondRouting { routing, cpus, reach });
@@ -202,10 +259,22 @@ impl Options {
         if cpus > limit {
             return Err(ReplayError::TooManyCpus { incident, when, cpus, limit });
         }
-        if self.fault == Fault::DeadTarget && when == When::Then {
-            return Err(ReplayError::DeadTargetThen);
+        let refused = match self.fault {
+            Fault::OldApic if incident != Incident::StrayEoi => {
+                Some("how many interrupts such an APIC holds makes no difference to it")
+            }
+            Fault::Transient | Fault::UntilRewritten if incident != Incident::StuckIcr => {
+                Some("it is one of the ICR's delivery status, which plays no part in it")
+            }
+            Fault::AnotherCpu if incident != Incident::PendingIpi => {
+                Some("it makes no difference to it which CPU is the boot CPU")
+            }
+            fault => (definition.refuses)(fault, when),
+        };
+        if let Some(reason) = refused {
+            return Err(ReplayError::OtherFault { incident, when, fault: self.fault, reason });
         }
-        Ok(Setup { cpus, routing, seed: self.seed, fault: self.fault })
+        Ok(Setup { incident, when, cpus, routing, seed: self.seed, fault: self.fault })
     }
 }
 
@@ -213,12 +282,16 @@ impl Options {
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
 pub enum ReplayError {
-    /// It takes another CPU to lose a call to.
+    /// Fewer CPUs than the incident has parts for.
     TooFewCpus {
         /// The incident.
         incident: Incident,
         /// How many CPUs were asked for.
         cpus: usize,
+        /// How many it needs.
+        least: usize,
+        /// What for.
+        reason: &'static str,
     },
     /// More CPUs than the routing can address.
     BeyondRouting {
@@ -240,8 +313,17 @@ pub enum ReplayError {
         /// How many it has room for.
         limit: usize,
     },
-    /// [`Fault::DeadTarget`] with [`When::Then`].
-    DeadTargetThen,
+    /// A fault that this incident cannot be replayed with.
+    OtherFault {
+        /// The incident.
+        incident: Incident,
+        /// With which algorithm.
+        when: When,
+        /// The fault.
+        fault: Fault,
+        /// Why.
+        reason: &'static str,
+    },
     /// The simulator refuses such a machine.
     Machine(ConfigError),
 }
@@ -249,8 +331,8 @@ pub enum ReplayError {
 impl fmt::Display for ReplayError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::TooFewCpus { incident, cpus } => {
-                write!(f, "{incident} needs at least 2 CPUs, one to call and one to be called, not {cpus}")
+            Self::TooFewCpus { incident, cpus, least, reason } => {
+                write!(f, "{incident} needs at least {least} CPUs, {reason}, not {cpus}")
             }
             Self::BeyondRouting { routing, cpus, reach } => write!(
                 f,
@@ -262,9 +344,9 @@ impl fmt::Display for ReplayError {
                     "{incident} as {when} has room for {limit} CPUs at the most, not {cpus}: choose fewer"
                 )
             }
-            Self::DeadTargetThen => f.write_str(
-                "a dead target can be replayed as now only (--now): the kernel of the day would hang in its dump",
-            ),
+            Self::OtherFault { incident, when, fault, reason } => {
+                write!(f, "{incident} as {when} cannot be replayed with fault {}: {reason}", fault.name())
+            }
             Self::Machine(error) => error.fmt(f),
         }
     }
@@ -296,7 +378,7 @@ mod tests {
             assert_eq!(fault.name().parse(), Ok(fault));
         }
         let error = "lost-cal".parse::<Incident>().expect_err("is unknown");
-        assert_eq!(error.to_string(), "no such incident; known: lost-call");
+        assert!(error.to_string().starts_with("no such incident; known: lost-call, "), "{error}");
     }
 
     #[test]
@@ -334,7 +416,12 @@ mod tests {
     #[test]
     fn a_dead_target_is_for_now_only() {
         let options = Options { fault: Fault::DeadTarget, ..Options::default() };
-        assert_eq!(options.setup(Incident::LostCall, When::Then), Err(ReplayError::DeadTargetThen));
+        let error = options.setup(Incident::LostCall, When::Then).expect_err("is refused").to_string();
+        assert_eq!(
+            error,
+            "lost-call as then cannot be replayed with fault dead-target: its kernel had no answer to it, and hangs \
+             in its dump (choose --now)"
+        );
         assert!(options.setup(Incident::LostCall, When::Now).is_ok());
     }
 }

@@ -84,6 +84,18 @@ impl fmt::Display for Judgement {
 pub struct Laws([Judgement; 8]);
 
 impl Laws {
+    /// None of them was put to the test.
+    pub(crate) const NOT_APPLICABLE: Self = Self([Judgement::NotApplicable; 8]);
+
+    /// These as well, each kept or not.
+    #[must_use]
+    pub(crate) fn with(mut self, judged_laws: impl IntoIterator<Item = (Law, bool)>) -> Self {
+        for (law, held) in judged_laws {
+            self.0[law as usize] = judged(held);
+        }
+        self
+    }
+
     /// The judgement of one law.
     pub const fn get(&self, law: Law) -> Judgement {
         self.0[law as usize]
@@ -144,7 +156,7 @@ fn judged(held: bool) -> Judgement {
 
 impl CallBooks {
     pub(crate) fn judge(&self) -> Laws {
-        let mut laws = Laws([Judgement::NotApplicable; 8]);
+        let mut laws = Laws::NOT_APPLICABLE;
         laws.0[Law::L1 as usize] = judged(self.targets.iter().all(TargetBooks::accounted_for));
         if self.rings_lost > 0 {
             laws.0[Law::L2 as usize] = judged(self.survives_lost_rings());

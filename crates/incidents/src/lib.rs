@@ -12,7 +12,11 @@ mod evidence;
 mod incident;
 mod laws;
 mod lost_call;
+mod offline_queue;
+mod pending_ipi;
 mod replay;
+mod stray_eoi;
+mod stuck_icr;
 
 pub use incident::{Fault, Incident, Options, ReplayError, UnknownFault, UnknownIncident, When};
 pub use laws::{Judgement, Law, Laws};

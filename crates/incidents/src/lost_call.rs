@@ -13,19 +13,33 @@ use core::time::Duration;
 use smpcall_local_apic::Routing;
 use smpcall_machine::{Cpu, Instant, Machine};
 use smpcall_simulator::faults::{Fault, Filter, MessageKind};
-use smpcall_simulator::{Config, RING_VECTOR, SimMachine, World, program};
+use smpcall_simulator::{Config, MAX_CPUS, RING_VECTOR, SimMachine, World, program};
 
-use crate::incident::{self, Setup};
+use crate::incident::{self, Definition, Setup, When};
 
-pub(crate) use now::now;
-pub(crate) use then::then;
+/// The incident.
+pub(crate) const DEFINITION: Definition = Definition {
+    name: "lost-call",
+    title: "one of fifteen call-function IPIs is lost (2009, Linux 2.6.23, 16 CPUs)",
+    reported_cpus: 16,
+    least_cpus: (2, "one to call and one to be called"),
+    max_cpus: |when| match when {
+        When::Then => MAX_CPUS_THEN,
+        When::Now => MAX_CPUS,
+    },
+    routing,
+    refuses: |fault, when| {
+        (fault == incident::Fault::DeadTarget && when == When::Then)
+            .then_some("its kernel had no answer to it, and hangs in its dump (choose --now)")
+    },
+    then: then::then,
+    now: now::now,
+};
 
-/// CPUs of the reported machine.
-pub(crate) const REPORTED_CPUS: usize = 16;
 /// The CPU that called, if there is one of that number.
 const REPORTED_CALLER: usize = 5;
 /// The largest `NR_CPUS` that 2.6.23 could be configured with on x86-64.
-pub(crate) const MAX_CPUS_THEN: usize = 255;
+const MAX_CPUS_THEN: usize = 255;
 
 /// The timer of a kernel with HZ=100, the least that 2.6.23 offers. (Ours: the report does not say which it had.)
 const TICK: Duration = Duration::from_millis(10);
@@ -38,7 +52,7 @@ const QUIET_START: Duration = Duration::from_millis(1);
 
 /// How a kernel of 2007 would have addressed that many CPUs: logical flat as far as it reaches, then physical flat;
 /// beyond that, x2APIC.
-pub(crate) fn routing(cpus: usize) -> Routing {
+fn routing(cpus: usize) -> Routing {
     let fits = |routing: &Routing| cpus <= routing.max_cpus() as usize;
     [Routing::Flat, Routing::Physical].into_iter().find(fits).unwrap_or(Routing::X2ApicPhysical)
 }
@@ -89,7 +103,7 @@ impl Cast {
                     takes_nmis: true,
                 }]
             }
-            incident::Fault::None => vec![],
+            _ => vec![],
         };
         config
     }
@@ -140,11 +154,12 @@ fn this_cpu() -> Cpu {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::incident::Fault;
+    use crate::incident::{Fault, Incident};
     use std::collections::BTreeSet;
 
     fn cast(cpus: usize, seed: u64) -> Cast {
-        Cast::of(&Setup { cpus, routing: Routing::Physical, seed, fault: Fault::Reported })
+        let (incident, when) = (Incident::LostCall, When::Then);
+        Cast::of(&Setup { incident, when, cpus, routing: Routing::Physical, seed, fault: Fault::Reported })
     }
 
     #[test]

@@ -3,14 +3,13 @@
 use core::fmt;
 
 use serde::{Serialize, Serializer};
-use smpcall_diagnosis::{Diagnosis, Verdict};
+use smpcall_diagnosis::{Diagnosis, Verdict, WaitGraph};
 use smpcall_local_apic::Routing;
 use smpcall_simulator::campaign::Ipis;
-use smpcall_simulator::{Trace, timeline};
+use smpcall_simulator::{Trace, perfetto, timeline};
 
-use crate::incident::{Fault, Incident, Options, ReplayError, When};
+use crate::incident::{Fault, Incident, Options, ReplayError, Setup, When};
 use crate::laws::Laws;
-use crate::lost_call;
 
 /// How a replay ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize)]
@@ -20,6 +19,9 @@ pub enum Outcome {
     Lost,
     /// Not in the reported state. Whether the laws were kept is another question: see [`Replay::laws`].
     Held,
+    /// It cannot happen on such a machine: see [`Replay::reason`].
+    #[serde(rename = "n/a")]
+    NotApplicable,
 }
 
 impl fmt::Display for Outcome {
@@ -27,6 +29,7 @@ impl fmt::Display for Outcome {
         f.pad(match self {
             Self::Lost => "lost",
             Self::Held => "held",
+            Self::NotApplicable => "n/a",
         })
     }
 }
@@ -48,6 +51,8 @@ pub struct Replay {
     pub fault: Fault,
     /// How it ended.
     pub outcome: Outcome,
+    /// Why it cannot happen, if so.
+    pub reason: Option<&'static str>,
     /// Which laws were kept.
     pub laws: Laws,
     /// The inter-processor interrupts of the whole run.
@@ -66,8 +71,29 @@ impl Replay {
     /// Whether it ended as it should: *then* in the reported state, *now* not in it and with no law broken.
     pub fn is_as_expected(&self) -> bool {
         match self.when {
+            _ if self.outcome == Outcome::NotApplicable => true,
             When::Then => self.outcome == Outcome::Lost,
             When::Now => self.outcome == Outcome::Held && self.laws.hold(),
+        }
+    }
+
+    /// A replay of what cannot happen on such a machine: nothing was run.
+    pub(crate) fn not_applicable(setup: &Setup, reason: &'static str) -> Self {
+        Self {
+            incident: setup.incident,
+            when: setup.when,
+            cpus: setup.cpus,
+            routing: setup.routing,
+            seed: setup.seed,
+            fault: setup.fault,
+            outcome: Outcome::NotApplicable,
+            reason: Some(reason),
+            laws: Laws::NOT_APPLICABLE,
+            ipis: Ipis::default(),
+            diagnosis: Diagnosis { verdicts: vec![], graph: WaitGraph::default() },
+            trace: Trace::default(),
+            view: String::new(),
+            summary: String::new(),
         }
     }
 
@@ -76,18 +102,7 @@ impl Replay {
         let broken = self.when == When::Now && !self.laws.hold();
         let broken = if broken { ", and a law was broken" } else { "" };
         let title = format!("{}, as {}: {}{broken}", self.incident, self.when, self.outcome);
-        let verdicts = self.diagnosis.verdicts.iter().map(|verdict| match verdict.cpu {
-            Some(cpu) => format!("{} at CPU {cpu}", verdict.kind.name()),
-            None => verdict.kind.name().to_owned(),
-        });
-        let subtitle = format!(
-            "{} CPUs, routing {}, seed {}, fault {}; diagnosis: {}",
-            self.cpus,
-            self.routing,
-            self.seed,
-            self.fault.name(),
-            verdicts.collect::<Vec<_>>().join(", ")
-        );
+        let subtitle = format!("{}; diagnosis: {}", self.machine(), self.verdicts().join(", "));
         let input = timeline::Input {
             title: &title,
             subtitle: &subtitle,
@@ -96,6 +111,35 @@ impl Replay {
             frame_names: &self.trace.frame_names,
         };
         timeline::render(&input, &timeline::Options::default())
+    }
+
+    /// Everything that happened, as a file for Perfetto; the diagnosis is at its end. See [`perfetto`].
+    pub fn perfetto(&self) -> Vec<u8> {
+        let findings: Vec<String> =
+            self.verdicts().into_iter().map(|verdict| format!("diagnosis: {verdict}")).collect();
+        perfetto::encode(&perfetto::Input {
+            process: &format!("smpcall {} {}", self.incident, self.when),
+            description: &format!("{}.", self.machine()),
+            cpus: self.trace.cpus,
+            events: &self.trace.events,
+            frame_names: &self.trace.frame_names,
+            findings: &findings,
+        })
+    }
+
+    /// On what it was run, in one line.
+    fn machine(&self) -> String {
+        let Self { cpus, routing, seed, fault, .. } = self;
+        format!("{cpus} CPUs, routing {routing}, seed {seed}, fault {}", fault.name())
+    }
+
+    /// Each verdict of the diagnosis, with its CPU.
+    fn verdicts(&self) -> Vec<String> {
+        let verdicts = self.diagnosis.verdicts.iter().map(|verdict| match verdict.cpu {
+            Some(cpu) => format!("{} at CPU {cpu}", verdict.kind.name()),
+            None => verdict.kind.name().to_owned(),
+        });
+        verdicts.collect()
     }
 }
 
@@ -118,6 +162,8 @@ struct Document<'a> {
     seed: u64,
     fault: Fault,
     outcome: Outcome,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    reason: Option<&'static str>,
     laws: Laws,
     ipis: IpiCounts,
     diagnosis: &'a [Verdict],
@@ -135,6 +181,7 @@ impl Serialize for Replay {
             seed: self.seed,
             fault: self.fault,
             outcome: self.outcome,
+            reason: self.reason,
             laws: self.laws,
             ipis: IpiCounts { sent, taken, lost, resent },
             diagnosis: &self.diagnosis.verdicts,
@@ -150,8 +197,8 @@ impl Serialize for Replay {
 /// [`ReplayError`] if the options do not fit the incident.
 pub fn replay(incident: Incident, when: When, options: &Options) -> Result<Replay, ReplayError> {
     let setup = options.setup(incident, when)?;
-    match (incident, when) {
-        (Incident::LostCall, When::Then) => lost_call::then(&setup),
-        (Incident::LostCall, When::Now) => lost_call::now(&setup),
+    match when {
+        When::Then => (incident.definition().then)(&setup),
+        When::Now => (incident.definition().now)(&setup),
     }
 }

@@ -193,6 +193,7 @@ fn told(
         seed: setup.seed,
         fault: setup.fault,
         outcome,
+        reason: None,
         laws: books.judge(),
         ipis,
         diagnosis: diagnose(&evidence(cast, answer, &reports, &trace)),
@@ -327,7 +328,14 @@ mod tests {
     const IN_BETWEEN: Instant = Instant::from_nanos(1_000_000_000);
 
     fn setup(fault: Fault) -> Setup {
-        Setup { cpus: CPUS, routing: Routing::Flat, seed: 1, fault }
+        Setup {
+            incident: Incident::LostCall,
+            when: When::Now,
+            cpus: CPUS,
+            routing: Routing::Flat,
+            seed: 1,
+            fault,
+        }
     }
 
     fn event(kind: EventKind, cpu: u32, other: Option<u32>, detail: u32) -> Event {

@@ -379,6 +379,7 @@ fn told(setup: &Setup, cast: Cast, world: &World<'_>, remains: &Remains) -> Repl
         seed: setup.seed,
         fault: setup.fault,
         outcome,
+        reason: None,
         laws: books.judge(),
         ipis: Ipis {
             sent: counters.ipis_sent,
@@ -447,7 +448,14 @@ mod tests {
 
     #[test]
     fn what_is_sent_twice_for_one_call_is_told_as_sent_again() {
-        let setup = Setup { cpus: 3, routing: Routing::Flat, seed: 1, fault: Fault::None };
+        let setup = Setup {
+            incident: Incident::LostCall,
+            when: When::Then,
+            cpus: 3,
+            routing: Routing::Flat,
+            seed: 1,
+            fault: Fault::None,
+        };
         let cast = Cast::of(&setup);
         let mut world = World::new(&cast.config(&setup)).expect("a machine");
         world.set_handler(RING_VECTOR, |mut frame| frame.end_of_interrupt());

@@ -115,13 +115,20 @@ fn place(source: Source) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::incident::{Fault, Setup};
+    use crate::incident::{Fault, Incident, Setup, When};
     use smpcall_local_apic::Routing;
     use smpcall_machine::Cpu;
     use smpcall_simulator::{Config, World};
 
     fn reports() -> (Cast, Vec<CpuReport>) {
-        let setup = Setup { cpus: 3, routing: Routing::Flat, seed: 1, fault: Fault::Reported };
+        let setup = Setup {
+            incident: Incident::LostCall,
+            when: When::Then,
+            cpus: 3,
+            routing: Routing::Flat,
+            seed: 1,
+            fault: Fault::Reported,
+        };
         let world = World::new(&Config::new(3, Routing::Flat, 1)).expect("a machine");
         (Cast::of(&setup), (0..3).map(|cpu| world.inspect(Cpu::new(cpu))).collect())
     }
