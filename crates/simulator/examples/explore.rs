@@ -1,5 +1,6 @@
-//! Explores the named protocols (all, if none is named): `explore [PROTOCOL...] [dpor|states] [tso] [drops=N] [expiries=N]
-//! [norace] [nohints] [noreduce]`. A line each. The command `smpcall explore` does more.
+//! Explores the named protocols (all, if none is named): `explore [PROTOCOL...] [dpor|states|random|pct] [tso] [drops=N]
+//! [expiries=N] [executions=N] [seconds=N] [norace] [nohash] [nohints] [noreduce]`. A line each. The command
+//! `smpcall explore` does more.
 
 use smpcall_simulator::explorer::{Engine, MemoryModel, Plan, Setup, explore, protocols};
 
@@ -11,6 +12,8 @@ fn main() {
         match argument.as_str() {
             "dpor" => plan.engine = Engine::Dpor,
             "states" => plan.engine = Engine::States,
+            "random" => plan.engine = Engine::Random,
+            "pct" => plan.engine = Engine::Pct,
             "tso" => plan.setup.memory = MemoryModel::Tso,
             "norace" => plan.setup.races = false,
             "nohints" => plan.setup.believe_hints = false,
@@ -19,6 +22,7 @@ fn main() {
             other => match other.split_once('=') {
                 Some(("drops", n)) => drops = n.parse().ok(),
                 Some(("expiries", n)) => expiries = n.parse().ok(),
+                Some(("executions", n)) => plan.limits.executions = n.parse().ok(),
                 Some(("seconds", n)) => plan.limits.time = n.parse().ok().map(std::time::Duration::from_secs),
                 _ => names.push(other.to_owned()),
             },

@@ -2,7 +2,7 @@
 //!
 //! `.ci/same-trace` runs it in debug and release builds and compares.
 
-use smpcall_simulator::campaign::{Options, default_routing, run_traced};
+use smpcall_simulator::campaign::{Options, Workload, default_routing, run_traced};
 use smpcall_simulator::faults::{Probability, parse};
 
 fn main() -> Result<(), Box<dyn std::error::Error>> {
@@ -14,6 +14,7 @@ fn main() -> Result<(), Box<dyn std::error::Error>> {
             cpus,
             routing: default_routing(cpus),
             calls: 4_000,
+            workload: Workload::CALLS,
             drop: Probability::new(0.05).ok_or("0.05 is a probability")?,
             faults,
             seed: 7,

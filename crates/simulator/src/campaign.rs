@@ -1,4 +1,5 @@
-//! Campaigns: random workloads under random faults on a simulated machine, every call reconciled.
+//! Campaigns: random workloads under random faults on a simulated machine, every call reconciled; and
+//! [crashes] in the middle of them.
 
 use core::time::Duration;
 use std::cell::RefCell;
@@ -10,13 +11,22 @@ use smpcall_local_apic::Routing;
 use smpcall_machine::{Cpu, Instant, Machine as _};
 
 use crate::faults::{Fault, Filter, Probability};
-use crate::kernel::Hooks;
+use crate::interrupt::InterruptFrame;
+use crate::kernel::{Calls, Hooks};
 use crate::machine::{RING_VECTOR, SimMachine};
 use crate::{Config, ConfigError, RunEnd, Trace, World};
 
+mod churn;
+pub mod crashes;
+mod errands;
 mod ledger;
 mod workload;
 
+pub use churn::{Hotplug, Rendezvous};
+pub use errands::Errands;
+pub use workload::{ParseWorkloadError, Workload};
+
+use churn::Churn;
 use ledger::Ledger;
 use workload::Plan;
 
@@ -29,6 +39,8 @@ pub struct Options {
     pub routing: Routing,
     /// How many calls: a call to many counts once for each target.
     pub calls: u64,
+    /// What the CPUs do beside calls.
+    pub workload: Workload,
     /// The probability with which each interrupt message is lost.
     pub drop: Probability,
     /// What else goes wrong.
@@ -48,16 +60,19 @@ pub struct Report {
     pub told: u64,
     /// Of those told: claimed by a CPU that died running them; their callers get reports (law L4).
     pub overdue: u64,
-    /// Under way on CPUs that died as callers: nobody is left to be told.
+    /// Under way on CPUs that died or were fenced as callers: nobody is left to be told.
     pub orphaned: u64,
-    /// Everything that does not add up: run twice, run and told otherwise, wrong CPU or data, posts lost.
+    /// Everything that does not add up: run twice, run and told otherwise, wrong CPU or data, posts lost, callbacks out of
+    /// order, a CPU that serves in a rendezvous.
     pub unreconciled: u64,
-    /// Posts queued.
-    pub posts: u64,
-    /// Posts merged with one that was queued.
-    pub posts_merged: u64,
-    /// Posts run.
-    pub posts_run: u64,
+    /// What became of the posts.
+    pub posts: Errands,
+    /// What became of the deferred work.
+    pub work: Errands,
+    /// How often CPUs came and went.
+    pub hotplug: Hotplug,
+    /// What became of the rendezvous.
+    pub rendezvous: Rendezvous,
     /// Interrupt messages.
     pub ipis: Ipis,
     /// The length of the run in virtual time.
@@ -86,14 +101,23 @@ impl Report {
         self.overdue += other.overdue;
         self.orphaned += other.orphaned;
         self.unreconciled += other.unreconciled;
-        self.posts += other.posts;
-        self.posts_merged += other.posts_merged;
-        self.posts_run += other.posts_run;
+        self.posts.add(&other.posts);
+        self.work.add(&other.work);
+        self.hotplug.add(&other.hotplug);
+        self.rendezvous.add(&other.rendezvous);
         self.ipis.sent += other.ipis.sent;
         self.ipis.taken += other.ipis.taken;
         self.ipis.lost += other.ipis.lost;
         self.ipis.resent += other.ipis.resent;
         self.virtual_time += other.virtual_time;
+    }
+
+    /// All that was asked for: calls, posts, work, CPUs to come or go, rendezvous.
+    pub const fn operations(&self) -> u64 {
+        let Hotplug { ups, downs, fenced, refused, unfinished } = self.hotplug;
+        let Rendezvous { run, backed_out, refused: not_begun } = self.rendezvous;
+        let whole_machine = ups + downs + fenced + refused + unfinished + run + backed_out + not_begun;
+        self.calls + self.orphaned + self.posts.asked() + self.work.asked() + whole_machine
     }
 }
 
@@ -105,6 +129,8 @@ pub fn default_routing(cpus: usize) -> Routing {
 thread_local! {
     /// Who waits for whom although the deadline has passed, because the target has claimed the call.
     static OVERDUE: RefCell<BTreeMap<Cpu, Cpu>> = const { RefCell::new(BTreeMap::new()) };
+    /// The CPUs that were fenced, once for each time.
+    static FENCED: RefCell<Vec<Cpu>> = const { RefCell::new(Vec::new()) };
 }
 
 fn note_overdue(target: Option<Cpu>, _: &Diagnosis) {
@@ -115,7 +141,39 @@ fn note_overdue(target: Option<Cpu>, _: &Diagnosis) {
 
 /// A call of this CPU has ended: it does not wait for that target any more. If an outer one does, it says so again.
 fn forget_overdue() {
-    OVERDUE.with_borrow_mut(|overdue| overdue.remove(&SimMachine::current_cpu()));
+    forget_overdue_of(SimMachine::current_cpu());
+}
+
+fn forget_overdue_of(cpu: Cpu) {
+    OVERDUE.with_borrow_mut(|overdue| overdue.remove(&cpu));
+}
+
+fn note_fenced(cpu: Cpu) {
+    FENCED.with_borrow_mut(|fenced| fenced.push(cpu));
+}
+
+/// The CPU that this fault stops for ever, or may.
+fn dead_cpu(fault: &Fault) -> Option<Cpu> {
+    match *fault {
+        // Whose deadlines never pass may wait for ever.
+        Fault::WedgeInNmi { cpu, duration: None, .. } | Fault::ClockStops { cpu, duration: None, .. } => {
+            Some(cpu)
+        }
+        _ => fault.dead_cpu(),
+    }
+}
+
+/// The handler of rings, with deferred work at its end.
+fn handle_ring(mut frame: InterruptFrame) {
+    frame.end_of_interrupt();
+    Calls::handle_ring();
+    crashes::point(crashes::Context::Interrupt);
+    Calls::exit_interrupt();
+}
+
+/// The end of a tick.
+fn end_of_tick(_: &InterruptFrame) {
+    Calls::exit_interrupt();
 }
 
 /// How long the machine runs between two looks at whether it is done.
@@ -149,23 +207,15 @@ fn run_machine(options: &Options, trace: bool) -> Result<(Report, Trace), Config
     if options.drop.get() > 0.0 {
         faults.push(Fault::Drop { probability: options.drop, filter: Filter::default() });
     }
-    let dead: Vec<Cpu> = faults.iter().filter_map(Fault::dead_cpu).collect();
+    let dead: Vec<Cpu> = faults.iter().filter_map(dead_cpu).collect();
     let mut config = Config::new(options.cpus, options.routing, options.seed);
     config.faults = faults;
     config.trace = trace;
 
-    workload::take_posts_run();
-    workload::renew_shared_posts();
-    OVERDUE.with_borrow_mut(BTreeMap::clear);
     let ledger = Ledger::new(usize::try_from(options.calls).unwrap_or(usize::MAX));
-    let plan = Plan {
-        ledger: &ledger,
-        cpus: options.cpus as u64,
-        patient: dead.is_empty(),
-        longest_closure: LONGEST_CLOSURE,
-    };
+    let plan = plan(&ledger, options, dead.is_empty(), 1);
     let hooks = Hooks { overdue: Some(note_overdue), ..Hooks::default() };
-    let mut world = World::with_kernel(&config, hooks)?;
+    let mut world = machine(&config, options.workload, hooks, &plan)?;
     for cpu in 0..options.cpus as u32 {
         world.spawn(Cpu::new(cpu), || plan.run());
     }
@@ -174,7 +224,9 @@ fn run_machine(options: &Options, trace: bool) -> Result<(Report, Trace), Config
     let (mut last_begun, mut idle) = (0, 0);
     loop {
         until = until.plus(SLICE);
-        if world.run(until) != RunEnd::TimeLimit || all_done(&world, &dead) {
+        // A CPU that went offline is not waited for, nor is what it does when it comes again.
+        let end = if options.workload.changes_cpus() { world.run_on(until) } else { world.run(until) };
+        if end != RunEnd::TimeLimit || all_done(&world, &dead) {
             break;
         }
         idle = if ledger.has_begun() == last_begun { idle + 1 } else { 0 };
@@ -185,11 +237,50 @@ fn run_machine(options: &Options, trace: bool) -> Result<(Report, Trace), Config
     }
     // The ticks find the posts that nobody waits for.
     world.run_on(world.time().plus(SLICE));
-    Ok((report(&ledger, &world, &dead), world.trace()))
+    let report = report(&plan, &world, &dead);
+    Ok((report, world.trace()))
 }
 
-/// Whether every CPU has ended its program, is dead, or waits for a claimed call that a dead one will not finish.
-fn all_done(world: &World<'_>, dead: &[Cpu]) -> bool {
+/// With `haste`, what comes beside calls comes so many times as often.
+fn plan<'a>(ledger: &'a Ledger, options: &Options, patient: bool, haste: u64) -> Plan<'a> {
+    Plan {
+        ledger,
+        cpus: options.cpus as u64,
+        workload: options.workload,
+        patient,
+        longest_closure: LONGEST_CLOSURE,
+        churn: Churn::new(haste),
+    }
+}
+
+/// A machine for a workload, and empty books. Its CPUs have no programs yet, except for what those do that are started.
+fn machine<'p>(
+    config: &Config,
+    workload: Workload,
+    mut hooks: Hooks,
+    plan: &'p Plan<'p>,
+) -> Result<World<'p>, ConfigError> {
+    OVERDUE.with_borrow_mut(BTreeMap::clear);
+    FENCED.with_borrow_mut(Vec::clear);
+    errands::begin_books(config.cpus);
+    churn::begin_callbacks(config.cpus, &config.not_started);
+    hooks.callbacks = &churn::CALLBACKS;
+    if workload.work {
+        hooks.tick = Some(end_of_tick);
+    }
+    let mut world = World::with_kernel(config, hooks)?;
+    if workload.work {
+        world.set_handler(RING_VECTOR, handle_ring);
+    }
+    world.on_start_up(|_, _| plan.start());
+    // SAFETY: when the machine is dropped, its mailboxes are emptied; the posts that live for ever are on the heap, and so
+    // is what is owned. Nothing on a CPU's stack is used or dropped by anybody else.
+    unsafe { world.forget_programs() };
+    Ok(world)
+}
+
+/// The CPUs that are dead, and those that wait for a claimed call that a dead one will not finish.
+fn stuck(dead: &[Cpu]) -> Vec<Cpu> {
     let mut stuck: Vec<Cpu> = dead.to_vec();
     OVERDUE.with_borrow(|overdue| {
         loop {
@@ -200,40 +291,47 @@ fn all_done(world: &World<'_>, dead: &[Cpu]) -> bool {
                 }
             }
             if stuck.len() == before {
-                break;
+                break stuck;
             }
         }
-    });
-    (0..world.cpus() as u32).map(Cpu::new).all(|cpu| stuck.contains(&cpu) || world.inspect(cpu).ended)
+    })
 }
 
-fn report(ledger: &Ledger, world: &World<'_>, dead: &[Cpu]) -> Report {
-    let balance = ledger.balance();
+/// Whether every CPU has ended its program, is offline, dead, or waits for a claimed call that a dead one will not finish.
+fn all_done(world: &World<'_>, dead: &[Cpu]) -> bool {
+    let stuck = stuck(dead);
+    (0..world.cpus() as u32)
+        .map(Cpu::new)
+        .all(|cpu| stuck.contains(&cpu) || !churn::is_busy(cpu) || world.inspect(cpu).waits_for_start_up)
+}
+
+fn report(plan: &Plan<'_>, world: &World<'_>, dead: &[Cpu]) -> Report {
+    let ledger = plan.ledger;
+    let fenced = FENCED.take();
+    let stuck = stuck(dead);
+    // A controller that died while it fenced a CPU has left that one reset, and its calls as they were. What a dead boot CPU
+    // has not taken over from parked ones is lost.
+    let boot_cpu_died = dead.contains(&Cpu::new(0));
+    let is_dead =
+        |cpu: Cpu| dead.contains(&cpu) || churn::is_busy(cpu) && world.inspect(cpu).waits_for_start_up;
+    let died = |cpu: Cpu| is_dead(cpu) || fenced.contains(&cpu) || boot_cpu_died && world.inspect(cpu).parked;
+    let balance = ledger.balance(is_dead, |cpu| stuck.contains(&cpu));
+    let deaths = (dead.len() + fenced.len()) as u64;
+    let (posts, work, errands_wrong) = errands::balance_books(died, deaths);
     let counters = world.counters();
-    let posts_run = workload::take_posts_run();
-    let books = &ledger.posts;
-    let queued = books.queued.load(Relaxed);
-    // Only a dead CPU may keep posts.
-    let posts_wrong =
-        if dead.is_empty() { queued.abs_diff(posts_run) } else { posts_run.saturating_sub(queued) };
-    // Open calls are those of dead callers, and those claimed by the dead.
-    let overdue = OVERDUE.with_borrow(|overdue| {
-        let live = |cpu: &&Cpu| !dead.contains(cpu) && !world.inspect(**cpu).ended;
-        overdue.keys().filter(live).count() as u64
-    });
-    let excusable = if dead.is_empty() { 0 } else { balance.open };
-    let overdue = overdue.min(excusable);
     let resent = world.mailbox_counters(|counters| counters.rings_repeated.get());
+    let wrong = ledger.wrong.load(Relaxed) + churn::wrong_callbacks() + world.boot_cpu_inits();
     Report {
-        calls: balance.completed + balance.told + overdue,
+        calls: balance.completed + balance.told,
         completed: balance.completed,
-        told: balance.told + overdue,
-        overdue: overdue + balance.left_claimed,
-        orphaned: excusable - overdue,
-        unreconciled: balance.broken + (balance.open - excusable) + ledger.wrong.load(Relaxed) + posts_wrong,
-        posts: queued,
-        posts_merged: books.merged.load(Relaxed),
-        posts_run,
+        told: balance.told,
+        overdue: balance.overdue,
+        orphaned: balance.orphaned,
+        unreconciled: balance.broken + wrong + errands_wrong,
+        posts,
+        work,
+        hotplug: plan.churn.hotplug(),
+        rendezvous: plan.churn.rendezvous(),
         ipis: Ipis {
             sent: counters.ipis_sent,
             taken: counters.taken[RING_VECTOR as usize],

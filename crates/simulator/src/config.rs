@@ -2,13 +2,18 @@
 
 use core::time::Duration;
 
-use smpcall_local_apic::{ApicId, Routing, RoutingError};
+use smpcall_local_apic::{ApicId, Mode, Routing, RoutingError};
+use smpcall_machine::Cpu;
 
+use crate::apic::{Features, Generation};
 use crate::cost::CostModel;
 use crate::faults::{self, Fault, FaultError};
 
 /// The largest machine, in CPUs.
 pub const MAX_CPUS: usize = 4096;
+
+/// The CPU that firmware starts, and that INIT must never be sent to.
+pub(crate) const BOOT_CPU: usize = 0;
 
 /// A machine to be built.
 #[allow(clippy::struct_excessive_bools, reason = "independent choices")]
@@ -20,6 +25,11 @@ pub struct Config {
     pub routing: Routing,
     /// The identifier of each CPU's local APIC. `None`: the CPU's number.
     pub apic_ids: Option<Vec<ApicId>>,
+    /// What the local APICs are like. Those of the P6 family have no x2APIC mode, and refuse a third interrupt of a class,
+    /// which the bus then offers again until there is room.
+    pub apic_features: Features,
+    /// The CPUs that are present but were not started: they wait for a start-up message. Never CPU 0, the boot CPU.
+    pub not_started: Vec<Cpu>,
     /// From which all randomness comes: same configuration, same programs, same seed, same run.
     pub seed: u64,
     /// What operations cost.
@@ -32,10 +42,11 @@ pub struct Config {
     pub shorthands: bool,
     /// Whether events are recorded.
     pub trace: bool,
-    /// Whether no interrupt is taken between enabling interrupts and the next operation.
+    /// Whether no interrupt, NMIs included, is taken between enabling interrupts and the next operation.
+    /// SDM, volume 2, STI.
     ///
     /// Hardware shadows one instruction, and an operation is rarely the very next one: with this on, possible
-    /// interleavings are missing. `halt` is `sti; hlt` in one operation and needs no shadow.
+    /// interleavings are missing. A wait is many instructions: it is not shadowed on a stepped machine. `halt` is `sti; hlt` in one operation and needs no shadow.
     pub sti_shadow: bool,
     /// Stepped machines: whether hints are believed that make fewer states differ. A finished handler leaves the history
     /// of the CPU that it interrupted unchanged (right if handlers pass on what they learn through shared words only),
@@ -50,6 +61,8 @@ impl Config {
             cpus,
             routing,
             apic_ids: None,
+            apic_features: Features::CURRENT,
+            not_started: Vec::new(),
             seed,
             cost: CostModel::default(),
             faults: Vec::new(),
@@ -74,6 +87,9 @@ impl Config {
         if self.cpus > MAX_CPUS {
             return Err(ConfigError::TooManyCpus(self.cpus));
         }
+        if self.apic_features.generation == Generation::P6 && self.routing.mode() == Mode::X2Apic {
+            return Err(ConfigError::NoX2Apic(self.routing));
+        }
         if let Some(ids) = &self.apic_ids {
             if ids.len() != self.cpus {
                 return Err(ConfigError::WrongNumberOfApicIds { ids: ids.len(), cpus: self.cpus });
@@ -82,6 +98,17 @@ impl Config {
             sorted.sort_unstable();
             if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
                 return Err(ConfigError::ApicIdTwice(twice[0]));
+            }
+        }
+        for (index, &cpu) in self.not_started.iter().enumerate() {
+            if cpu.index() >= self.cpus {
+                return Err(ConfigError::NoSuchCpu { cpu, cpus: self.cpus });
+            }
+            if cpu.index() == BOOT_CPU {
+                return Err(ConfigError::BootCpuNotStarted);
+            }
+            if self.not_started[..index].contains(&cpu) {
+                return Err(ConfigError::NotStartedTwice(cpu));
             }
         }
         if self.tick.is_some_and(|period| period.as_nanos() < 1000) {
@@ -109,6 +136,19 @@ pub enum ConfigError {
     },
     /// Two CPUs with one identifier.
     ApicIdTwice(ApicId),
+    /// A CPU that is not to be started does not exist.
+    NoSuchCpu {
+        /// The CPU.
+        cpu: Cpu,
+        /// How many CPUs there are.
+        cpus: usize,
+    },
+    /// The boot CPU is among those that are not to be started.
+    BootCpuNotStarted,
+    /// A CPU is named twice among those that are not to be started.
+    NotStartedTwice(Cpu),
+    /// A routing in x2APIC mode, for local APICs of the P6 family.
+    NoX2Apic(Routing),
     /// A tick period below one microsecond: the CPUs would do nothing but tick.
     TickTooShort,
     /// The routing does not fit the machine.
@@ -128,6 +168,21 @@ impl core::fmt::Display for ConfigError {
                 write!(f, "{ids} APIC identifiers were given for {cpus} CPUs")
             }
             Self::ApicIdTwice(id) => write!(f, "two CPUs have the identifier of {id}"),
+            Self::NoSuchCpu { cpu, cpus } => {
+                write!(
+                    f,
+                    "{cpu} is not to be started, but the machine has CPUs 0 to {}",
+                    cpus.saturating_sub(1)
+                )
+            }
+            Self::BootCpuNotStarted => f.write_str("CPU 0 is the boot CPU: firmware always starts it"),
+            Self::NotStartedTwice(cpu) => write!(f, "{cpu} is named twice as not to be started"),
+            Self::NoX2Apic(routing) => {
+                write!(
+                    f,
+                    "the local APICs of the P6 family have no x2APIC mode, which routing {routing} needs"
+                )
+            }
             Self::TickTooShort => f.write_str("a tick period below one microsecond leaves no time to run"),
             Self::Routing(error) => error.fmt(f),
             Self::Faults(error) => error.fmt(f),

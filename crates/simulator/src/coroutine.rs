@@ -41,7 +41,14 @@ impl CpuCoroutine {
                     program();
                     state.with(|machine| machine.program_ended(cpu));
                 }
-                state.with(|machine| machine.cpus[cpu].ended = true);
+                let parks = state.with(|machine| {
+                    let processor = &mut machine.cpus[cpu];
+                    processor.ended = true;
+                    processor.began_anew && !processor.interrupts_enabled
+                });
+                if parks {
+                    waiting::park(state, std::panic::Location::caller());
+                }
                 loop {
                     waiting::halt(state, std::panic::Location::caller());
                 }
@@ -133,7 +140,11 @@ impl Drop for CpuCoroutine {
 }
 
 impl State {
-    fn program_ended(&mut self, cpu: usize) {
+    /// Nothing more is expected of a CPU's program. Told once for each, however it comes about.
+    pub(crate) fn program_ended(&mut self, cpu: usize) {
+        if !core::mem::take(&mut self.cpus[cpu].counted) {
+            return;
+        }
         self.record(cpu, EventKind::ProgramEnded, None, 0, 0);
         self.programs -= 1;
         if self.programs == 0 && self.driver == Driver::Timed {

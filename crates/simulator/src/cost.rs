@@ -43,6 +43,8 @@ pub struct CostModel {
     pub interrupt_exit: u64,
     /// Leaving a halt, in addition to the interrupt entry.
     pub wake: u64,
+    /// From the acceptance of a start-up message until the first instruction of the start-up program.
+    pub start_up: u64,
     /// Each cost is raised by a random 0 to `jitter` nanoseconds; a latency by up to 16 times that.
     pub jitter: u32,
 }
@@ -63,6 +65,7 @@ impl Default for CostModel {
             interrupt_entry: 250,
             interrupt_exit: 100,
             wake: 500,
+            start_up: 5_000,
             jitter: 7,
         }
     }

@@ -14,10 +14,10 @@ use crate::explorer::footprint::{Footprint, Use};
 use crate::explorer::system::Violation;
 use crate::hash::{absorb, pair};
 use crate::operation::Operation;
-use crate::places::{CONTEXT_CPUS, Location, Places, irr_place, is_private};
+use crate::places::{CONTEXT_CPUS, Location, Places, context_cpu, context_cpu_of, irr_place, is_private};
 use crate::processor::Source;
 use crate::races::{Known, Races};
-use crate::state::State;
+use crate::state::{Phase, State};
 
 mod access;
 mod plain;
@@ -50,6 +50,8 @@ pub(crate) struct Learned {
 const HIGH_CPUS: u64 = u64::MAX;
 const INTERRUPTED: u64 = u64::MAX - 1;
 const TAKES_NMIS: u64 = u64::MAX - 2;
+/// Which CPUs are reset while they do something.
+const RESET: u64 = u64::MAX - 3;
 
 impl Learned {
     /// For the machines of a new round: everything that was learned is believed, and nothing else before the next one.
@@ -124,6 +126,8 @@ pub(crate) struct Explored {
     /// CPUs that have taken interrupts, and NMIs, in any execution: one bit each.
     interrupted: u64,
     takes_nmis: u64,
+    /// CPUs that are reset while they do something: how far they came shows in everything that they write.
+    reset: u64,
     /// CPUs that are in a wait, one bit each (those beyond 63 share the last).
     pub(crate) waiting: u64,
 }
@@ -148,6 +152,7 @@ impl Explored {
             saved_bytes: Vec::new(),
             interrupted: 0,
             takes_nmis: 0,
+            reset: 0,
             waiting: 0,
         }
     }
@@ -238,7 +243,9 @@ impl Explored {
         let location = &mut self.places.all[slot as usize];
         if location.contexts == 0 {
             // A foreign location has another name in each round: nothing could be learned of it.
-            location.private = !location.is_foreign() && is_private(self.learned.of(location.name));
+            let cut_off = self.reset & 1 << context_cpu_of(context) != 0;
+            location.private =
+                !location.is_foreign() && !cut_off && is_private(self.learned.of(location.name));
         }
         location.contexts |= context;
         let together = self.learned.add(location.name, location.contexts);
@@ -263,10 +270,20 @@ impl Explored {
         }
     }
 
+    /// A CPU is reset in the middle of something: what was done at once could have been cut off.
+    pub(crate) fn meet_reset(&mut self, cpu: usize) {
+        let bit = 1 << context_cpu(cpu);
+        if self.reset & bit == 0 {
+            self.learned.add(RESET, bit);
+            self.contradicted |= self.options.local;
+        }
+    }
+
     /// What is believed in this round.
     pub(crate) fn believe(&mut self, learned: Learned) {
         self.interrupted = learned.of(INTERRUPTED);
         self.takes_nmis = learned.of(TAKES_NMIS);
+        self.reset = learned.of(RESET);
         self.learned = learned;
     }
 
@@ -275,7 +292,8 @@ impl Explored {
     #[inline]
     fn is_plain_local(&self, cpu: usize, enabled: bool) -> bool {
         let takes = if enabled { self.interrupted | self.takes_nmis } else { self.takes_nmis };
-        self.options.local && self.options.races && takes & 1 << (cpu % 64) == 0
+        let cut_off = self.reset & 1 << context_cpu(cpu) != 0;
+        self.options.local && self.options.races && takes & 1 << (cpu % 64) == 0 && !cut_off
     }
 
     fn tell(&mut self, told: Told) {
@@ -287,6 +305,7 @@ impl Explored {
 
 impl State {
     /// What the running CPU has found becomes part of its history.
+    #[inline]
     fn learn_access(&mut self, access: Access, found: u64) {
         let hash = self.explored.options.hash;
         let value = match access {
@@ -338,9 +357,12 @@ impl State {
         self.explored.tell(Told { cpu, operation, source, old, new, depth, interrupts_enabled, local });
     }
 
-    /// The decision under way reads the request register of a CPU's APIC.
+    /// The decision under way uses the request register of a CPU's APIC. What conditions look at is used when their wait
+    /// ends.
     pub(crate) fn touch_irr(&mut self, cpu: usize, how: Use) {
-        self.explored.footprint.add(irr_place(cpu), how);
+        if self.phase != Phase::Evaluating {
+            self.explored.footprint.add(irr_place(cpu), how);
+        }
     }
 }
 

@@ -9,12 +9,25 @@
 //! | `delay` | `by=TIME`, `p=P` (1), filter | a matching message arrives later |
 //! | `duplicate` | `p=P` (1), filter | a matching message arrives twice |
 //! | `wedge` | `cpu=C`, `at=TIME`, `for=TIME` (for ever) | interrupts off and no step, from the first moment at which a task runs with interrupts on; NMIs are still taken |
-//! | `stop` | `cpu=C`, `at=TIME`, `for=TIME` (for ever) | no step at all, as if the hypervisor had forgotten it |
+//! | `stop` | `cpu=C`, `at=TIME`, `for=TIME` (for ever) | no step at all, in no handler either, as if the hypervisor had forgotten it |
+//! | `nmi-wedge` | `cpu=C`, `at=TIME` (0), `for=TIME` (for ever) | no step in the first NMI handler that it enters from then on |
+//! | `pause` | `at=TIME`, `for=TIME`, `clock-stops` | no CPU makes a step; their clocks go on, unless told to stop |
+//! | `clock-stops` | `cpu=C`, `at=TIME`, `for=TIME` (for ever) | the CPU's clock stands still, and goes on from there |
+//! | `icr-busy` | `cpu=C`, `at=TIME`, `for=TIME` (for ever) | the delivery status says "pending", and nothing is sent (xAPIC) |
+//! | `spurious` | `cpu=C`, `at=TIME` | the CPU takes a spurious interrupt: nothing is in service |
+//! | `lose-tick` | `n=N` or `p=P`, `cpu=C` (all) | the N-th tick is lost, or each with probability P |
+//! | `delay-tick` | `by=TIME`, `p=P` (1), `cpu=C` (all) | a tick comes late; the ones after it when they should |
 //! | `no-tick` | `cpu=C` | the CPU's timer never ticks |
 //!
 //! A filter is any of `vector=V`, `from=C`, `to=C`, `nmi` (only NMIs). Without `vector` and `nmi` it matches
 //! every message; NMIs have no vector. Numbers are decimal or `0x` hexadecimal, times need a unit: `ns`, `us`,
 //! `ms` or `s`. In every state the APIC of a wedged CPU goes on accepting.
+//!
+//! Faults of one CPU may overlap. It makes a step when none of them keeps it from it: each `pause`, `stop`, `wedge` and
+//! `nmi-wedge` lasts as long as it says, whatever the others do, and pauses, or stops of one clock, that overlap are one that
+//! lasts until the later end; so with `icr-busy`. NMIs are taken when all that holds the CPU is a `wedge`. Each `nmi-wedge`
+//! is for one NMI handler. An INIT ends a `wedge` and an `nmi-wedge`, which are software, and neither a `stop` nor a `pause`.
+//! Two that are `wedge` or `stop`, of one CPU at one time, are refused.
 //!
 //! Example: `drop:n=3:vector=0xfb:from=5,wedge:cpu=2:at=1ms:for=500us`.
 
@@ -133,6 +146,67 @@ pub enum Fault {
         /// Whether it takes NMIs meanwhile (it spins with interrupts disabled), or not even those.
         takes_nmis: bool,
     },
+    /// A CPU makes no further step in the first NMI handler that it enters from a moment on.
+    WedgeInNmi {
+        /// Which CPU.
+        cpu: Cpu,
+        /// From when.
+        at: Instant,
+        /// For how long; `None` means for ever.
+        duration: Option<Duration>,
+    },
+    /// No CPU makes a step for a time, as if the hypervisor had forgotten them all. Their APICs go on accepting.
+    Pause {
+        /// From when.
+        at: Instant,
+        /// For how long.
+        duration: Duration,
+        /// Whether the CPUs' clocks stand still meanwhile. Else they jump.
+        clock_stops: bool,
+    },
+    /// A CPU's clock stands still, and goes on from where it stood. Its timer, its ticks and all else go on.
+    ClockStops {
+        /// Which CPU.
+        cpu: Cpu,
+        /// From when.
+        at: Instant,
+        /// For how long; `None` means for ever.
+        duration: Option<Duration>,
+    },
+    /// The delivery status of a CPU's ICR says "pending" and what is written is not sent. No effect in x2APIC mode.
+    IcrBusy {
+        /// Which CPU.
+        cpu: Cpu,
+        /// From when.
+        at: Instant,
+        /// For how long; `None` means for ever.
+        duration: Option<Duration>,
+    },
+    /// A CPU takes a spurious interrupt as soon as its interrupts are enabled.
+    Spurious {
+        /// Which CPU.
+        cpu: Cpu,
+        /// From when.
+        at: Instant,
+    },
+    /// Ticks are lost.
+    LoseTick {
+        /// Which one of those concerned, counted from 1; `None`: each with the probability.
+        nth: Option<u64>,
+        /// How probably, without a number.
+        probability: Probability,
+        /// Whose; `None`: everybody's.
+        cpu: Option<Cpu>,
+    },
+    /// Ticks come late; the ones after them when they should.
+    DelayTick {
+        /// How probably.
+        probability: Probability,
+        /// By how much.
+        by: Duration,
+        /// Whose; `None`: everybody's.
+        cpu: Option<Cpu>,
+    },
     /// A CPU's timer never ticks.
     NoTick {
         /// Which CPU.
@@ -170,6 +244,8 @@ pub enum FaultError {
     WedgesOverlap(Cpu),
     /// A wedge that lasts no time.
     EmptyWedge(Cpu),
+    /// Another fault that lasts no time.
+    NoTime(Fault),
     /// The first fault loses every message that the second one is about.
     NeverReached(Fault, Fault),
 }
@@ -186,6 +262,7 @@ impl fmt::Display for FaultError {
             }
             Self::Twice(fault) => write!(f, "the fault `{fault}` is listed twice"),
             Self::WedgesOverlap(cpu) => write!(f, "two wedges of {cpu} overlap"),
+            Self::NoTime(fault) => write!(f, "`{fault}` lasts no time"),
             Self::EmptyWedge(cpu) => write!(f, "the wedge of {cpu} lasts no time"),
             Self::NeverReached(first, second) => {
                 write!(f, "`{first}` loses every message that `{second}` is about")
@@ -203,7 +280,7 @@ impl Fault {
             | Self::Drop { filter, .. }
             | Self::Delay { filter, .. }
             | Self::Duplicate { filter, .. } => Some(filter),
-            Self::Wedge { .. } | Self::NoTick { .. } => None,
+            _ => None,
         }
     }
 
@@ -220,10 +297,25 @@ impl Fault {
             }
         }
         match *self {
-            Self::DropNth { nth: 0, .. } => Err(FaultError::NthIsZero),
+            Self::DropNth { nth: 0, .. } | Self::LoseTick { nth: Some(0), .. } => Err(FaultError::NthIsZero),
             Self::Wedge { cpu, duration: Some(Duration::ZERO), .. } => Err(FaultError::EmptyWedge(cpu)),
-            Self::Wedge { cpu, .. } | Self::NoTick { cpu } => exists(Some(cpu)),
-            _ => Ok(()),
+            Self::WedgeInNmi { duration: Some(Duration::ZERO), .. }
+            | Self::Pause { duration: Duration::ZERO, .. }
+            | Self::ClockStops { duration: Some(Duration::ZERO), .. }
+            | Self::IcrBusy { duration: Some(Duration::ZERO), .. }
+            | Self::DelayTick { by: Duration::ZERO, .. } => Err(FaultError::NoTime(*self)),
+            Self::Wedge { cpu, .. }
+            | Self::NoTick { cpu }
+            | Self::WedgeInNmi { cpu, .. }
+            | Self::ClockStops { cpu, .. }
+            | Self::IcrBusy { cpu, .. }
+            | Self::Spurious { cpu, .. } => exists(Some(cpu)),
+            Self::LoseTick { cpu, .. } | Self::DelayTick { cpu, .. } => exists(cpu),
+            Self::DropNth { .. }
+            | Self::Drop { .. }
+            | Self::Delay { .. }
+            | Self::Duplicate { .. }
+            | Self::Pause { .. } => Ok(()),
         }
     }
 }
@@ -275,6 +367,11 @@ mod tests {
     fn what_the_machine_does_not_have_is_refused() {
         assert_eq!(error("drop:n=1:to=4"), "a fault names CPU 4, but the machine has CPUs 0 to 3");
         assert_eq!(error("no-tick:cpu=9"), "a fault names CPU 9, but the machine has CPUs 0 to 3");
+        for name in ["nmi-wedge", "clock-stops", "icr-busy", "spurious"] {
+            let text = format!("{name}:cpu=4:at=1ns");
+            assert_eq!(error(&text), "a fault names CPU 4, but the machine has CPUs 0 to 3");
+        }
+        assert_eq!(error("lose-tick:n=1:cpu=7"), "a fault names CPU 7, but the machine has CPUs 0 to 3");
         assert_eq!(error("drop:n=1:vector=15"), "vector 0x0f cannot be sent: vectors below 0x10 are illegal");
     }
 
@@ -284,6 +381,8 @@ mod tests {
         assert_eq!(error("no-tick:cpu=1,no-tick:cpu=1"), "the fault `no-tick:cpu=1` is listed twice");
         assert_eq!(error("wedge:cpu=1:at=1ms,stop:cpu=1:at=2ms"), "two wedges of CPU 1 overlap");
         assert_eq!(error("wedge:cpu=1:at=1ms:for=0ns"), "the wedge of CPU 1 lasts no time");
+        assert_eq!(error("pause:at=1ns:for=0ns"), "`pause:at=1ns:for=0ns` lasts no time");
+        assert_eq!(error("lose-tick:n=0"), "messages are counted from 1: n=0 drops none");
         assert_eq!(
             error("delay:by=5us:vector=0xfb,drop:p=1"),
             "`drop:p=1` loses every message that `delay:by=5000ns:p=1:vector=0xfb` is about"

@@ -2,15 +2,16 @@
 
 use std::panic::Location;
 
-use smpcall_local_apic::{InService, Vector};
-use smpcall_machine::EventKind;
+use smpcall_local_apic::{InService, Register, Vector};
+use smpcall_machine::{EventKind, Instant};
 
 use crate::explorer::footprint::Use;
 use crate::hash::absorb;
+use crate::machine::SPURIOUS_VECTOR;
 use crate::operation::Operation;
 use crate::places::{irr_place, nmi_place};
 use crate::processor::{Activity, Source};
-use crate::state::{Driver, Handler, Shared};
+use crate::state::{Driver, Handler, Shared, State};
 
 /// What a handler is told about the interrupt that it handles.
 #[derive(Debug)]
@@ -57,6 +58,7 @@ struct Return {
     pending: Option<(Operation, Source)>,
     drains: bool,
     activity: Activity,
+    parked: bool,
     history: u128,
 }
 
@@ -80,8 +82,12 @@ impl Drop for Return {
             processor.pending = self.pending;
             processor.drains = self.drains;
             processor.activity = self.activity;
+            processor.parked = self.parked;
             if self.interrupt == Interrupt::Nmi {
                 processor.nmi_depth -= 1;
+            }
+            // An IRET unblocks NMIs whatever it returns from: SDM, "Handling Multiple NMIs".
+            if processor.apic.nmi_in_progress() {
                 processor.apic.return_from_nmi();
                 processor.refresh();
             }
@@ -105,6 +111,24 @@ pub(crate) fn take(state: Shared, interrupt: Interrupt) {
     drop(guard);
 }
 
+impl State {
+    /// The running CPU asks for the vector of the interrupt that was signalled, and whether its APIC has put it in service.
+    /// `None` if none was signalled.
+    fn acknowledge(&mut self) -> Option<(u8, bool)> {
+        let processor = self.cpu();
+        if core::mem::take(&mut processor.spurious) {
+            let now = Instant::from_nanos(processor.time);
+            let register = processor.apic.read(Register::SPURIOUS_VECTOR, now);
+            return Some((register.map_or(SPURIOUS_VECTOR, |value| value as u8), false));
+        }
+        // The processor priority does not matter to the external controller (report 003).
+        if processor.apic.take_ext_int() {
+            return Some((self.acknowledge_pic(), false));
+        }
+        processor.apic.take().map(|vector| (vector, true))
+    }
+}
+
 /// All that happens before the handler's first instruction. `None` if nothing is deliverable.
 fn enter(state: Shared, interrupt: Interrupt) -> Option<(Return, InterruptFrame, Option<Handler>)> {
     state.with(|machine| {
@@ -112,6 +136,7 @@ fn enter(state: Shared, interrupt: Interrupt) -> Option<(Return, InterruptFrame,
         let timed = machine.driver == Driver::Timed;
         let running = machine.running;
         let processor = machine.cpu();
+        let mut in_service = false;
         let vector = match interrupt {
             Interrupt::Nmi if !processor.apic.take_nmi() => return None,
             Interrupt::Nmi => {
@@ -120,13 +145,15 @@ fn enter(state: Shared, interrupt: Interrupt) -> Option<(Return, InterruptFrame,
                 NMI_VECTOR
             }
             Interrupt::Vector => {
-                let vector = processor.apic.take()?;
+                let (vector, from_apic) = machine.acknowledge()?;
+                in_service = from_apic;
+                let processor = machine.cpu();
                 processor.counters.taken[vector as usize] += 1;
                 processor.took_interrupts = true;
                 vector
             }
         };
-        processor.refresh();
+        machine.cpu().refresh();
         let place = if interrupt == Interrupt::Nmi { nmi_place(running) } else { irr_place(running) };
         machine.explored.footprint.add(place, Use::Write);
         machine.explored.meet_interrupt(running, interrupt == Interrupt::Nmi);
@@ -142,8 +169,14 @@ fn enter(state: Shared, interrupt: Interrupt) -> Option<(Return, InterruptFrame,
             pending: processor.pending,
             drains: processor.drains,
             activity: processor.activity,
+            parked: processor.parked,
             history: processor.history,
         };
+        processor.parked = false;
+        if timed && interrupt == Interrupt::Nmi {
+            machine.wedge_in_nmi();
+        }
+        let processor = machine.cpu();
         processor.interrupts_enabled = false;
         processor.shadow = false;
         processor.handler_depth += 1;
@@ -154,8 +187,8 @@ fn enter(state: Shared, interrupt: Interrupt) -> Option<(Return, InterruptFrame,
             processor.history = absorb(processor.history, 0x100 + u64::from(vector));
         }
         let (kind, handler) = match interrupt {
-            Interrupt::Nmi => (EventKind::NmiTaken, machine.nmi_handler),
-            Interrupt::Vector => (EventKind::InterruptTaken, machine.handlers[vector as usize]),
+            Interrupt::Nmi => (EventKind::NmiTaken, machine.image().nmi_handler),
+            Interrupt::Vector => (EventKind::InterruptTaken, machine.image().handlers[vector as usize]),
         };
         machine.record(running, kind, None, vector.into(), 0);
         let frame = InterruptFrame {
@@ -164,8 +197,9 @@ fn enter(state: Shared, interrupt: Interrupt) -> Option<(Return, InterruptFrame,
             interrupted,
             source,
             in_service: Vector::new(vector)
-                .filter(|_| interrupt == Interrupt::Vector)
-                // SAFETY: the CPU has just taken this vector from its APIC, and enters its handler once.
+                .filter(|_| in_service)
+                // SAFETY: the CPU has just taken this vector from its APIC, which has put it in service, and enters its
+                // handler once.
                 .map(|vector| unsafe { InService::entered(vector) }),
         };
         Some((guard, frame, handler))

@@ -1,14 +1,15 @@
 //! The kernel of simulated machines: where their mailboxes are, and what their interrupt handlers do.
 
-use std::cell::RefCell;
+use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use smpcall::{CrossCall, Diagnosis, EventSlot, Kernel, Mailbox, Mailboxes};
+use smpcall::{Callback, Crash, CrashNotes, CrossCall, Diagnosis, EventSlot, Kernel, Mailbox, Mailboxes};
 use smpcall_machine::{Cpu, Machine as _, Word};
 
 use crate::interrupt::InterruptFrame;
-use crate::machine::{RING_VECTOR, SimMachine, TIMER_VECTOR};
+use crate::machine::SimMachine;
 use crate::state::{Entered, Shared, expect_current};
+use crate::stopping::{self, LockupHooks};
 
 /// Cross-CPU calls on the machine that this thread simulates.
 pub type Calls = CrossCall<SimMachine>;
@@ -25,6 +26,12 @@ pub struct Hooks {
     pub reschedule: Option<fn()>,
     /// The timer has ticked; the mailbox was served.
     pub tick: Option<fn(&InterruptFrame)>,
+    /// A CPU [has crashed](stopping::crash) and won: what it does then, alone. If it returns, the CPU parks.
+    pub crashed: Option<fn(Crash<SimMachine>)>,
+    /// Every tick looks for lockups; with none of these, not.
+    pub lockups: Option<LockupHooks>,
+    /// What is to be done when a CPU comes or goes: see [`Hotplug::callbacks`](smpcall::Hotplug::callbacks).
+    pub callbacks: &'static [Callback],
 }
 
 /// The kernel of one machine.
@@ -32,17 +39,31 @@ pub(crate) struct KernelState {
     mailboxes: MailboxMemory,
     hooks: Hooks,
     /// The CPU whose tick looks after those that have none.
-    backstop: Cpu,
+    backstop: Cell<Cpu>,
 }
 
 impl KernelState {
     /// A kernel with closed mailboxes for this many CPUs.
     pub(crate) fn new(cpus: usize, backstop: Cpu, hooks: Hooks) -> Self {
-        Self { mailboxes: MailboxMemory::lease(cpus), hooks, backstop }
+        Self { mailboxes: MailboxMemory::lease(cpus), hooks, backstop: Cell::new(backstop) }
     }
 
     pub(crate) fn mailboxes(&self) -> &'static Mailboxes<SimMachine> {
         self.mailboxes.mailboxes
+    }
+
+    /// The memory for the notes of a crash: one entry a CPU.
+    pub(crate) fn crash_notes(&self) -> &'static [CrashNotes<SimMachine>] {
+        self.mailboxes.notes
+    }
+
+    pub(crate) fn hooks(&self) -> &Hooks {
+        &self.hooks
+    }
+
+    /// Another CPU's tick looks after those that have none.
+    pub(crate) fn set_backstop(&self, cpu: Cpu) {
+        self.backstop.set(cpu);
     }
 
     /// Of a machine that begins anew.
@@ -57,8 +78,8 @@ impl KernelState {
     }
 }
 
-fn kernel() -> Rc<KernelState> {
-    let kernel = expect_current().with(|machine| machine.kernel.clone());
+pub(crate) fn kernel() -> Rc<KernelState> {
+    let kernel = expect_current().with(|machine| machine.image().kernel.clone());
     kernel.expect("the machine was given a kernel (World::with_kernel) before its programs call")
 }
 
@@ -93,73 +114,101 @@ pub(crate) fn handle_ring(mut frame: InterruptFrame) {
 pub(crate) fn handle_tick(mut frame: InterruptFrame) {
     frame.end_of_interrupt();
     Calls::tick();
-    if SimMachine::current_cpu() == kernel().backstop {
+    if SimMachine::current_cpu() == kernel().backstop.get() {
         Calls::backstop();
     }
-    if let Some(hook) = kernel().hooks.tick {
+    stopping::look_for_lockups(&frame);
+    // Nothing is held on the stack while the hook runs: the CPU may be stopped in there for ever.
+    let hook = kernel().hooks.tick;
+    if let Some(hook) = hook {
         hook(&frame);
     }
 }
 
-/// The handler of NMIs. The line of the source stands for the instruction pointer, which a simulated CPU has not.
+/// The handler of NMIs. In the answer to a probe the line of the source stands for the instruction pointer.
 #[allow(clippy::needless_pass_by_value, reason = "a handler is given its frame")]
 pub(crate) fn handle_nmi(frame: InterruptFrame) {
+    let registers = stopping::interrupted(&frame);
+    if Calls::handle_stop(&registers) {
+        return;
+    }
     Calls::handle_nmi(frame.source.line().into(), frame.interrupts_were_enabled);
+    Calls::handle_back_trace(&registers);
 }
 
 /// Gives a booted machine, none of whose CPUs runs, its kernel: mailboxes, handlers, hooks. Its CPUs are online
 /// afterwards.
 pub(crate) fn install(state: Shared, backstop: Cpu, hooks: Hooks) {
     state.with(|machine| {
-        machine.kernel = Some(Rc::new(KernelState::new(machine.cpus.len(), backstop, hooks)));
-        machine.handlers[RING_VECTOR as usize] = Some(handle_ring);
-        machine.handlers[TIMER_VECTOR as usize] = Some(handle_tick);
-        machine.nmi_handler = Some(handle_nmi);
+        let kernel = KernelState::new(machine.cpus.len(), backstop, hooks);
+        machine.images[0].kernel = Some(Rc::new(kernel));
+        machine.images[0].serve();
     });
-    start_cpus(state);
-}
-
-/// What each CPU does when it starts: it declares its NMI handler and opens its mailbox.
-pub(crate) fn start_cpus(state: Shared) {
     let _entered = Entered::new(state);
     for cpu in 0..state.with(|machine| machine.cpus.len()) {
-        state.with(|machine| machine.running = cpu);
-        Calls::declare_nmi(true);
-        Calls::open();
+        if state.with(|machine| machine.cpus[cpu].anew.is_none()) {
+            state.with(|machine| machine.running = cpu);
+            come_online();
+        }
     }
 }
 
-/// The memory behind [`Mailboxes`], which want `'static` references. From a pool and back to it.
-struct MailboxMemory {
+/// What each CPU does when it has started, with its APIC enabled: it declares its NMI handler and opens its mailbox.
+pub fn come_online() {
+    Calls::declare_nmi(true);
+    Calls::open();
+}
+
+/// The memory behind [`Mailboxes`], which want `'static` references, and that for the notes of a crash. From a pool and
+/// back to it.
+#[derive(Clone, Copy)]
+struct Memory {
     mailboxes: &'static Mailboxes<SimMachine>,
+    notes: &'static [CrashNotes<SimMachine>],
+}
+
+/// Such memory, until it is dropped.
+struct MailboxMemory(Memory);
+
+impl core::ops::Deref for MailboxMemory {
+    type Target = Memory;
+
+    fn deref(&self) -> &Memory {
+        &self.0
+    }
 }
 
 thread_local! {
-    static POOL: RefCell<Vec<&'static Mailboxes<SimMachine>>> = const { RefCell::new(Vec::new()) };
+    static POOL: RefCell<Vec<Memory>> = const { RefCell::new(Vec::new()) };
 }
 
 impl MailboxMemory {
     fn lease(cpus: usize) -> Self {
         let pooled = POOL.with_borrow_mut(|pool| {
-            let at = pool.iter().position(|mailboxes| mailboxes.cpu_count() == cpus)?;
+            let at = pool.iter().position(|memory| memory.mailboxes.cpu_count() == cpus)?;
             Some(pool.swap_remove(at))
         });
-        let mailboxes = pooled.unwrap_or_else(|| {
+        Self(pooled.unwrap_or_else(|| {
             let boxes: &'static [_] = Box::leak((0..cpus).map(|_| Mailbox::NEW).collect());
             let words = (0..Mailboxes::<SimMachine>::words_needed(cpus)).map(|_| Word::new(0));
             let events = (0..cpus * EVENTS_PER_CPU).map(|_| EventSlot::NEW);
             let (words, events) = (Box::leak(words.collect()), Box::leak(events.collect()));
-            Box::leak(Box::new(Mailboxes::new(boxes, words, events)))
-        });
-        Self { mailboxes }
+            Memory {
+                mailboxes: Box::leak(Box::new(Mailboxes::new(boxes, words, events))),
+                notes: Box::leak((0..cpus).map(|_| CrashNotes::NEW).collect()),
+            }
+        }))
     }
 }
 
 impl Drop for MailboxMemory {
     fn drop(&mut self) {
         // SAFETY: the machine that had them is gone.
-        unsafe { self.mailboxes.reset() };
+        unsafe {
+            self.mailboxes.reset();
+            self.notes.iter().for_each(|notes| notes.reset());
+        }
         // If the thread ends, so does its pool: the mailboxes are leaked then.
-        let _ = POOL.try_with(|pool| pool.borrow_mut().push(self.mailboxes));
+        let _ = POOL.try_with(|pool| pool.borrow_mut().push(self.0));
     }
 }

@@ -4,7 +4,7 @@ use std::panic::Location;
 use std::rc::Rc;
 
 use smpcall_local_apic::{
-    Access, ApicId, Interrupt, LocalApic, Mode, Register, Routing, Sent, Topology, Vector,
+    Access, ApicId, DeadlineRegister, Interrupt, LocalApic, Mode, Register, Routing, Sent, Topology, Vector,
 };
 use smpcall_machine::{Cpu, CpuMask, CpuSet, Event, Instant, Ipi, Machine, SendError};
 
@@ -14,7 +14,7 @@ use crate::explorer::footprint::Use;
 use crate::hash::absorb;
 use crate::memory::SimMemory;
 use crate::mutant::Fault as Mutation;
-use crate::operation::{Operation, begin, is_local};
+use crate::operation::{Operation, begin, give_up_if_abandoned};
 use crate::processor::Source;
 use crate::state::{Driver, Phase, Shared, State, current, expect_current};
 
@@ -50,7 +50,11 @@ impl SimTopology {
     /// # Panics
     /// Outside of a simulated CPU.
     pub fn current() -> Self {
-        expect_current().with(|machine| Self { shorthand_reach: machine.shorthand_reach.clone() })
+        expect_current().with(|machine| {
+            // A CPU that waits to be started is reached too: by an NMI, say, that it then takes when it is.
+            let all_started = machine.beginning == 0;
+            Self { shorthand_reach: machine.shorthand_reach.clone().filter(|_| all_started) }
+        })
     }
 }
 
@@ -156,7 +160,7 @@ unsafe impl Machine for SimMachine {
             let reading = machine.phase == Phase::Running && machine.driver == Driver::Timed;
             let cost = if reading { machine.cost.clock } else { 0 };
             let processor = machine.cpu();
-            let now = processor.time;
+            let now = processor.clock.reading(processor.time);
             processor.time += cost;
             Instant::from_nanos(now)
         })
@@ -223,6 +227,8 @@ fn write(state: Shared, write: impl FnOnce(&mut ApicModel, Instant) -> Result<Ef
     if let Err(fault) = result {
         panic!("{fault}");
     }
+    // Stepped: the message was an INIT to this CPU itself.
+    give_up_if_abandoned(state);
 }
 
 impl Access for SimAccess {
@@ -248,7 +254,7 @@ impl Access for SimAccess {
                 Some(Mutation::RegisterReads(read)) => Ok(read),
                 _ => value,
             };
-            if !is_local(Operation::ReadRegister(register)) {
+            if !machine.is_local(Operation::ReadRegister(register)) {
                 machine.touch_irr(machine.running, Use::Read);
             }
             value
@@ -267,10 +273,12 @@ impl Access for SimAccess {
         };
         for _ in 0..times {
             perform(state, operation, |cost| cost.apic_write, Location::caller());
-            if !is_local(operation) {
-                // What it accepts may be another thing from now on.
-                state.with(|machine| machine.touch_irr(machine.running, Use::Write));
-            }
+            state.with(|machine| {
+                if !machine.is_local(operation) {
+                    // What it accepts may be another thing from now on.
+                    machine.touch_irr(machine.running, Use::Write);
+                }
+            });
             write(state, |apic, now| apic.write(register, value, now));
         }
     }
@@ -289,6 +297,20 @@ impl Access for SimAccess {
         }
         perform(state, Operation::WriteIcr(value), |cost| cost.apic_write, source);
         write(state, |apic, now| apic.write_icr(value, now));
+    }
+}
+
+impl DeadlineRegister for SimAccess {
+    /// Not an operation: it happens with the one before.
+    fn write_tsc_deadline(&self, value: u64) {
+        expect_current().with(|machine| {
+            let running = machine.running;
+            let processor = machine.cpu();
+            // The time-stamp counter counts nanoseconds.
+            processor.apic.write_tsc_deadline(value, Instant::from_nanos(processor.time));
+            processor.refresh();
+            machine.schedule_timer(running);
+        });
     }
 }
 

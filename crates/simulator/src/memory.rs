@@ -4,7 +4,7 @@ use core::sync::atomic::Ordering;
 use std::panic::Location;
 
 use rustc_hash::FxHashMap;
-use smpcall_machine::{Access, Conditions, Deadline, Machine, Memory, Woken, spin};
+use smpcall_machine::{Access, Conditions, Deadline, Machine, Memory, Woken, spin, spin_at_most};
 
 use crate::explored::drains;
 use crate::mutant::{self, Fault};
@@ -166,6 +166,19 @@ unsafe impl Memory for SimMemory {
             _ => spin::<M>(conditions, deadline),
         }
     }
+
+    fn wait_at_most<M: Machine<Memory = Self>>(
+        conditions: &impl Conditions,
+        deadline: Deadline,
+        looks: u64,
+    ) -> Woken {
+        match current() {
+            Some(state) if state.with(|machine| machine.phase) == Phase::Running => {
+                waiting::wait_at_most(state, conditions, deadline, looks, Location::caller())
+            }
+            _ => spin_at_most::<M>(conditions, deadline, looks),
+        }
+    }
 }
 
 /// What comes next for an access.
@@ -192,7 +205,7 @@ impl State {
     }
 
     /// Stepped: the running CPU is about to access an address: the location's number, and whether nobody notices.
-    #[inline]
+    #[inline(always)]
     fn approach(&mut self, address: usize, access: Access, order: Ordering) -> (u32, bool) {
         let (slot, mut local) = self.touch(address, access);
         let buffers = self.explored.options.buffers;
@@ -224,7 +237,7 @@ fn come_to(state: Shared, address: usize, access: Access, order: Ordering, sourc
 }
 
 /// Nobody does more than this at once: who loops for ever shall be seen to.
-const AT_ONCE: u32 = 100_000;
+const AT_ONCE: u32 = 1_000;
 
 /// An access with a deliberate fault in it. It is performed here, on the host's memory too: what the code asks for is not
 /// what happens.

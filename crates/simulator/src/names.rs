@@ -75,6 +75,8 @@ impl Names<'_> {
             Operation::Fence => "fence".into(),
             Operation::Request { cpu, vector } => format!("request vector {vector:#04x} from {cpu}"),
             Operation::Ended => "ended".into(),
+            Operation::WaitForStartUp => "wait for a start-up message".into(),
+            Operation::StartUp { page } => format!("start up at page {page:#04x}"),
         }
     }
 }

@@ -61,6 +61,13 @@ pub enum Operation {
     },
     /// The program has ended: only interrupts are still taken.
     Ended,
+    /// Reset by INIT: only a start-up message ends this.
+    WaitForStartUp,
+    /// Begin the start-up program, at this page.
+    StartUp {
+        /// The page that the start-up message named.
+        page: u8,
+    },
 }
 
 impl Operation {
@@ -122,8 +129,10 @@ fn come_to(state: Shared, operation: Operation, source: Source) {
         let processor = machine.cpu();
         processor.drains = options.buffers && drains(operation, xapic);
         let waits = processor.drains && !processor.store_buffer.is_empty();
-        let local = options.local && is_local(operation) && !waits;
+        let local = options.local && machine.is_local(operation) && !waits;
         if local {
+            // No choice comes before it, and so no interrupt: it is what the shadow is over.
+            machine.cpu().shadow = false;
             machine.tell(operation, None, None, true, source);
         }
         local
@@ -146,6 +155,19 @@ pub(crate) fn is_local(operation: Operation) -> bool {
             register == Register::END_OF_INTERRUPT || register == Register::ICR_HIGH
         }
         _ => false,
+    }
+}
+
+impl State {
+    /// As [`is_local`], on this machine.
+    pub(crate) fn is_local(&self, operation: Operation) -> bool {
+        // Where a message may find no room, the end of an interrupt makes it, and the delivery status tells of it.
+        let tells_of_room = matches!(
+            operation,
+            Operation::ReadRegister(Register::ICR_LOW)
+                | Operation::WriteRegister(Register::END_OF_INTERRUPT, _)
+        );
+        is_local(operation) && !(self.interconnect.retries && tells_of_room)
     }
 }
 
@@ -206,9 +228,18 @@ enum Next {
     Nothing,
 }
 
+/// If an INIT has reset the running CPU: what it was doing never goes on. The caller's frames stay where they are.
+pub(crate) fn give_up_if_abandoned(state: Shared) {
+    if state.with(|machine| machine.cpu().anew.is_some()) {
+        suspend(state);
+        unreachable!("a CPU that was reset begins anew on another stack");
+    }
+}
+
 /// Timed: lets everything earlier happen and takes the interrupts that are due.
 pub(crate) fn settle(state: Shared) {
     loop {
+        give_up_if_abandoned(state);
         hold(state);
         let next = state.with(|machine| {
             if let Some(interrupt) = machine.cpu().next_interrupt() {
@@ -247,10 +278,10 @@ pub(crate) fn hold(state: Shared) {
             if !processor.is_wedged() {
                 return Next::Nothing;
             }
-            if processor.wedge.takes_nmis && processor.nmi_deliverable {
+            if processor.takes_nmis_at(processor.time) && processor.nmi_deliverable {
                 return Next::Interrupt(Interrupt::Nmi);
             }
-            match processor.wedge.until {
+            match processor.held_until(processor.time) {
                 u64::MAX => machine.queue.cancel(running),
                 until => machine.queue.set(running, until),
             }

@@ -65,6 +65,11 @@ pub(crate) const fn context_bit(cpu: usize, context: Context) -> u64 {
     1 << (context_cpu(cpu) * 4 + context as usize)
 }
 
+/// The number of the CPU that a context is one of.
+pub(crate) const fn context_cpu_of(context: u64) -> u32 {
+    context.trailing_zeros() / 4
+}
+
 /// Whether a word is touched by one context only.
 pub(crate) const fn is_private(contexts: u64) -> bool {
     contexts & contexts.wrapping_sub(1) == 0 && contexts & NESTED_CONTEXTS == 0
@@ -94,7 +99,7 @@ pub(crate) struct Places {
     /// From the lowest to behind the highest address of each CPU's stack.
     pub(crate) stacks: Vec<(usize, usize)>,
     by_address: FxHashMap<usize, u32>,
-    cache: Box<[(usize, u32)]>,
+    cache: Box<[(usize, u32); CACHED]>,
     pub(crate) all: Vec<Location>,
 }
 
@@ -104,7 +109,7 @@ impl Default for Places {
             ranges: Vec::new(),
             stacks: Vec::new(),
             by_address: FxHashMap::default(),
-            cache: vec![(0, 0); CACHED].into(),
+            cache: Box::new([(0, 0); CACHED]),
             all: Vec::new(),
         }
     }
@@ -139,6 +144,7 @@ impl Places {
         slot
     }
 
+    #[cold]
     fn look_up(&mut self, address: usize) -> u32 {
         if let Some(&slot) = self.by_address.get(&address) {
             return slot;

@@ -8,11 +8,13 @@ use rand_pcg::Pcg32;
 use smpcall_machine::{Awaited, Conditions, Cpu, Deadline, Instant};
 
 use crate::apic::ApicModel;
+use crate::clock::Clock;
 use crate::cost::jittered;
 use crate::explored::Buffered;
 use crate::interrupt::Interrupt;
 use crate::operation::Operation;
 use crate::races::Known;
+use crate::waiting::Looked;
 
 /// A source location in the code of the program.
 pub type Source = &'static Location<'static>;
@@ -34,10 +36,18 @@ pub struct Counters {
     pub ipis_merged: u64,
     /// Messages that this CPU's APIC did not accept.
     pub ipis_rejected: u64,
+    /// Times that a message from a CPU found no room here and was offered again (P6 family only).
+    pub ipis_retried: u64,
+    /// The same for what the I/O APIC sent for a device.
+    pub devices_retried: u64,
     /// Interrupts taken, by vector.
     pub taken: Box<[u64; 256]>,
     /// NMIs taken.
     pub nmis_taken: u64,
+    /// How often INIT has reset it.
+    pub resets: u64,
+    /// How often a start-up message has started it.
+    pub start_ups: u64,
 }
 
 impl Default for Counters {
@@ -50,8 +60,12 @@ impl Default for Counters {
             ipis_accepted: 0,
             ipis_merged: 0,
             ipis_rejected: 0,
+            ipis_retried: 0,
+            devices_retried: 0,
             taken: Box::new([0; 256]),
             nmis_taken: 0,
+            resets: 0,
+            start_ups: 0,
         }
     }
 }
@@ -69,7 +83,11 @@ impl Counters {
         self.ipis_accepted = 0;
         self.ipis_merged = 0;
         self.ipis_rejected = 0;
+        self.ipis_retried = 0;
+        self.devices_retried = 0;
         self.nmis_taken = 0;
+        self.resets = 0;
+        self.start_ups = 0;
     }
 
     /// Adds another CPU's to these.
@@ -81,7 +99,11 @@ impl Counters {
         self.ipis_accepted += other.ipis_accepted;
         self.ipis_merged += other.ipis_merged;
         self.ipis_rejected += other.ipis_rejected;
+        self.ipis_retried += other.ipis_retried;
+        self.devices_retried += other.devices_retried;
         self.nmis_taken += other.nmis_taken;
+        self.resets += other.resets;
+        self.start_ups += other.start_ups;
         for (sum, count) in self.taken.iter_mut().zip(other.taken.iter()) {
             *sum += count;
         }
@@ -138,6 +160,12 @@ pub struct CpuReport {
     pub requested: Vec<u8>,
     /// The vectors in service (ISR), ascending.
     pub in_service: Vec<u8>,
+    /// Whether its APIC's delivery status says that a command was not dispatched yet (xAPIC).
+    pub send_pending: bool,
+    /// Whether it was reset by INIT, or never started, and waits for a start-up message.
+    pub waits_for_start_up: bool,
+    /// Whether it has [parked](crate::program::park): it says so itself. False while it handles an NMI.
+    pub parked: bool,
     /// What it counted.
     pub counters: Counters,
 }
@@ -202,11 +230,23 @@ pub(crate) enum Order {
     Expire,
 }
 
+/// What a CPU does next, on a stack of its own, instead of what it did before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Anew {
+    /// Reset by INIT: nothing, until a start-up message comes.
+    WaitForStartUp,
+    /// The start-up program of an image.
+    StartUp { image: usize, page: u8 },
+    /// The entry of an image that a program has booted.
+    Boot { image: usize },
+}
+
 /// A fault keeps the CPU from making a step.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct Wedge {
     /// Until this time; zero if it is not wedged.
     pub(crate) until: u64,
+    /// It spins with interrupts disabled: NMIs are taken, and their handlers run. Else it makes no step at all.
     pub(crate) takes_nmis: bool,
 }
 
@@ -238,9 +278,8 @@ pub(crate) struct Processor {
     pub(crate) watched: Vec<usize>,
     pub(crate) waits: Vec<WaitReport>,
     pub(crate) order: Option<Order>,
-    /// Stepped: whether a condition of the wait held when they were looked at last, if no word that they read has changed
-    /// since.
-    pub(crate) met: Option<bool>,
+    /// Stepped: what the conditions of the wait said when they were looked at last.
+    pub(crate) looked: Looked,
     /// Stepped: which accesses to plain data it knows of.
     pub(crate) known: Known,
     /// Stepped: stores that have not reached memory, oldest first.
@@ -262,9 +301,29 @@ pub(crate) struct Processor {
     pub(crate) costs: Pcg32,
     pub(crate) random: Pcg32,
     pub(crate) wedge: Wedge,
+    /// It makes no step in its NMI handler until then; zero if it is not wedged there.
+    pub(crate) wedged_in_nmi_until: u64,
+    /// The whole machine makes no step until then.
+    pub(crate) paused_until: u64,
+    /// What it shows of its time.
+    pub(crate) clock: Clock,
+    /// An interrupt is signalled that will have disappeared when its vector is asked for.
+    pub(crate) spurious: bool,
     /// Frames, as indices into the table of names.
     pub(crate) frames: Vec<u32>,
     pub(crate) ended: bool,
+    /// Which image's handlers and mailboxes it uses; 0 is what the machine was built with.
+    pub(crate) image: usize,
+    /// What was in progress is abandoned: what it does instead once it gets its turn.
+    pub(crate) anew: Option<Anew>,
+    /// Nothing on the abandoned stack has a destructor: it was in its idle loop.
+    left_idle: bool,
+    /// It runs what an image began it with.
+    pub(crate) began_anew: bool,
+    /// Its program is one of those that the run waits for.
+    pub(crate) counted: bool,
+    /// It has said that it will never do anything again: halted, with interrupts disabled.
+    pub(crate) parked: bool,
     pub(crate) counters: Counters,
 }
 
@@ -287,7 +346,7 @@ impl Processor {
             watched: Vec::new(),
             waits: Vec::new(),
             order: None,
-            met: None,
+            looked: Looked::Unknown,
             known: Known::NOTHING,
             store_buffer: VecDeque::new(),
             drains: false,
@@ -300,11 +359,24 @@ impl Processor {
             costs: Pcg32::new(0, 0),
             random: Pcg32::new(0, 0),
             wedge: Wedge::default(),
+            wedged_in_nmi_until: 0,
+            paused_until: 0,
+            clock: Clock::default(),
+            spurious: false,
             frames: Vec::new(),
             ended: false,
+            image: 0,
+            anew: None,
+            left_idle: false,
+            began_anew: false,
+            counted: false,
+            parked: false,
             counters: Counters::default(),
         };
         processor.seed(cpu, seed);
+        if processor.apic.is_waiting_for_start_up() {
+            processor.abandon(Anew::WaitForStartUp);
+        }
         processor
     }
 
@@ -333,7 +405,7 @@ impl Processor {
         self.watched.clear();
         self.waits.clear();
         self.order = None;
-        self.met = None;
+        self.looked = Looked::Unknown;
         self.known = Known::NOTHING;
         self.store_buffer.clear();
         self.drains = false;
@@ -343,15 +415,84 @@ impl Processor {
         self.found = 0;
         self.history = 0;
         self.wedge = Wedge::default();
+        self.wedged_in_nmi_until = 0;
+        self.spurious = false;
         self.frames.clear();
         self.ended = false;
+        self.image = 0;
+        self.anew = None;
+        self.left_idle = false;
+        self.began_anew = false;
+        self.counted = false;
+        self.parked = false;
         self.counters.clear(self.took_interrupts);
         self.took_interrupts = false;
+        if self.apic.is_waiting_for_start_up() {
+            self.abandon(Anew::WaitForStartUp);
+        }
+    }
+
+    /// What is in progress never goes on: not the program, not its handlers. Interrupts are disabled; the APIC is left
+    /// alone, and so are stores that have not reached memory.
+    #[track_caller]
+    pub(crate) fn abandon(&mut self, anew: Anew) {
+        if self.anew.is_none() {
+            self.left_idle = self.is_idle();
+        }
+        self.anew = Some(anew);
+        self.interrupts_enabled = false;
+        self.shadow = false;
+        self.nmi_depth = 0;
+        self.handler_depth = 0;
+        self.activity = Activity::Halted;
+        self.pending = Some((Operation::WaitForStartUp, Location::caller()));
+        self.conditions = None;
+        self.watched.clear();
+        self.waits.clear();
+        self.order = None;
+        self.looked = Looked::Unknown;
+        self.drains = false;
+        self.stale = true;
+        self.at_once = 0;
+        self.hashed = None;
+        self.found = 0;
+        // What it has learned is forgotten with the stack.
+        self.history = 0;
+        self.frames.clear();
+        self.ended = true;
+        self.parked = false;
+        self.spurious = false;
+        self.refresh();
+    }
+
+    /// Begins what is to be done instead of what was abandoned, on a fresh stack.
+    pub(crate) fn begin_anew(&mut self, image: usize) {
+        self.anew = None;
+        self.image = image;
+        self.began_anew = true;
+        self.ended = false;
+        self.pending = None;
+        self.activity = Activity::Running;
+        self.stale = true;
+    }
+
+    /// Whether nothing on its stack has a destructor, and nobody refers to it: it is suspended in its idle loop.
+    pub(crate) fn leaves_a_bare_stack(&self) -> bool {
+        if self.anew.is_some() { self.left_idle } else { self.is_idle() }
+    }
+
+    /// Whether nothing is expected of it any more: it idles, is parked, or waits to be started.
+    pub(crate) fn is_done(&self) -> bool {
+        match self.anew {
+            None => self.is_idle() || self.parked,
+            Some(anew) => anew == Anew::WaitForStartUp,
+        }
     }
 
     /// Brings what is cached of the APIC up to date. To be called after every change of it.
     pub(crate) fn refresh(&mut self) {
-        self.vector_deliverable = self.apic.deliverable().is_some();
+        self.vector_deliverable =
+            self.apic.deliverable().is_some() || self.spurious || self.apic.ext_int_deliverable();
         self.nmi_deliverable = self.apic.nmi_deliverable();
         self.apic_changed = true;
         self.stale = true;
@@ -378,7 +519,7 @@ impl Processor {
     /// The interrupt that is taken before the next operation, if any: an NMI first.
     #[inline]
     pub(crate) fn next_interrupt(&self) -> Option<Interrupt> {
-        if self.nmi_deliverable {
+        if self.nmi_deliverable && !self.shadow {
             Some(Interrupt::Nmi)
         } else if self.vector_deliverable && self.interrupts_enabled && !self.shadow {
             Some(Interrupt::Vector)
@@ -387,10 +528,30 @@ impl Processor {
         }
     }
 
+    /// Whether a fault keeps it from making a step at this time, if it is not over by then.
+    #[inline]
+    pub(crate) fn is_wedged_at(&self, time: u64) -> bool {
+        time < self.paused_until
+            || time < self.wedged_in_nmi_until
+            || time < self.wedge.until && (self.nmi_depth == 0 || !self.wedge.takes_nmis)
+    }
+
+    /// Whether what keeps it from making a step at this time lets NMIs in.
+    pub(crate) fn takes_nmis_at(&self, time: u64) -> bool {
+        time >= self.paused_until && time >= self.wedged_in_nmi_until && self.wedge.takes_nmis
+    }
+
+    /// The end of one of the faults that [do so](Self::is_wedged_at) at this time, which others may outlast; the end of time
+    /// if for ever.
+    pub(crate) fn held_until(&self, time: u64) -> u64 {
+        let causes = [self.paused_until, self.wedged_in_nmi_until];
+        causes.into_iter().find(|&until| time < until).unwrap_or(self.wedge.until)
+    }
+
     /// Whether a fault keeps it from making a step now.
     #[inline]
     pub(crate) fn is_wedged(&self) -> bool {
-        self.time < self.wedge.until && self.nmi_depth == 0
+        self.is_wedged_at(self.time)
     }
 
     /// A cost of this many nanoseconds with this much jitter added.

@@ -15,13 +15,14 @@ use smpcall_machine::{Cpu, Event, EventKind, Instant};
 
 use crate::config::Config;
 use crate::cost::CostModel;
+use crate::devices::Devices;
 use crate::explored::Explored;
+use crate::image::ImageState;
 use crate::interconnect::Interconnect;
 use crate::interrupt::InterruptFrame;
-use crate::kernel::KernelState;
 use crate::machine::SimCpuSet;
 use crate::memory::SharedMemory;
-use crate::processor::{Activity, Counters, CpuReport, Processor};
+use crate::processor::{Activity, Counters, CpuReport, Processor, Source};
 use crate::queue::EventQueue;
 use crate::trace::Trace;
 
@@ -64,6 +65,8 @@ pub(crate) struct State {
     /// The CPU that runs (or whose conditions are evaluated).
     pub(crate) running: usize,
     pub(crate) cpus: Vec<Processor>,
+    /// How many of them wait to be started, or have yet to begin [anew](Processor::anew).
+    pub(crate) beginning: usize,
     pub(crate) queue: EventQueue,
     pub(crate) cost: CostModel,
     pub(crate) sti_shadow: bool,
@@ -73,11 +76,13 @@ pub(crate) struct State {
     pub(crate) memory: SharedMemory,
     /// Stepped: what explorers want to know.
     pub(crate) explored: Explored,
-    /// The handlers, by vector.
-    pub(crate) handlers: Box<[Option<Handler>; 256]>,
-    pub(crate) nmi_handler: Option<Handler>,
-    /// The mailboxes and hooks, if the machine's programs call each other.
-    pub(crate) kernel: Option<Rc<KernelState>>,
+    /// What CPUs run: handlers, mailboxes, hooks. The first is what the machine was built with.
+    pub(crate) images: Vec<ImageState>,
+    pub(crate) devices: Devices,
+    /// The places in the source that stand for instructions, in the order in which somebody asked.
+    pub(crate) instructions: Vec<Source>,
+    /// How often the boot CPU was sent INIT.
+    pub(crate) boot_cpu_inits: u64,
     pub(crate) recording: bool,
     pub(crate) events: Vec<Event>,
     pub(crate) frame_names: Vec<&'static str>,
@@ -106,6 +111,7 @@ impl State {
             phase: Phase::Direct,
             running: 0,
             queue: EventQueue::new(interconnect.first_message_slot() as usize),
+            beginning: cpus.iter().filter(|cpu| cpu.anew.is_some()).count(),
             cpus,
             cost: config.cost,
             sti_shadow: config.sti_shadow,
@@ -114,9 +120,10 @@ impl State {
             interconnect,
             memory: SharedMemory::default(),
             explored: Explored::new(config.cpus),
-            handlers: Box::new([None; 256]),
-            nmi_handler: None,
-            kernel: None,
+            images: vec![ImageState::default()],
+            devices: Devices::default(),
+            instructions: Vec::new(),
+            boot_cpu_inits: 0,
             recording: config.trace,
             events: Vec::new(),
             frame_names: Vec::new(),
@@ -188,11 +195,12 @@ impl State {
     pub(crate) fn wake(&mut self, cpu: usize, time: u64) {
         let processor = &self.cpus[cpu];
         let mut time = time.max(processor.time);
-        if processor.nmi_depth == 0 && time < processor.wedge.until {
-            if processor.wedge.until == u64::MAX {
+        let takes_nmi = |time| processor.nmi_deliverable && processor.takes_nmis_at(time);
+        while processor.is_wedged_at(time) && !takes_nmi(time) {
+            time = processor.held_until(time);
+            if time == u64::MAX {
                 return;
             }
-            time = processor.wedge.until;
         }
         if self.queue.time_of(cpu as u32).is_none_or(|set| time < set) {
             self.queue.set(cpu as u32, time);
@@ -205,12 +213,9 @@ impl State {
         let processor = &mut self.cpus[cpu];
         processor.refresh();
         let Some(_) = processor.next_interrupt() else { return };
-        let wedged = processor.nmi_depth == 0 && time < processor.wedge.until;
-        if wedged && processor.wedge.takes_nmis && processor.nmi_deliverable {
+        if processor.is_wedged_at(time) && processor.nmi_deliverable {
             // It spins with interrupts disabled, and is interrupted in that.
-            let time = time.max(processor.time);
-            self.queue.set(cpu as u32, time);
-            return;
+            return self.wake(cpu, time);
         }
         match processor.activity {
             Activity::Running => {}
@@ -253,6 +258,9 @@ impl State {
             waits: processor.waits.clone(),
             requested: processor.apic.irr().iter().collect(),
             in_service: processor.apic.isr().iter().collect(),
+            send_pending: processor.apic.icr_idle_at().as_nanos() > processor.time,
+            waits_for_start_up: processor.apic.is_waiting_for_start_up(),
+            parked: processor.parked,
             counters: processor.counters.clone(),
         }
     }

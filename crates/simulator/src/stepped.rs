@@ -9,7 +9,7 @@ use std::any::Any;
 use smpcall::Mailboxes;
 use smpcall_machine::{Awaited, Cpu, Instant};
 
-use crate::apic::{Effect, Message};
+use crate::apic::Effect;
 use crate::config::{Config, ConfigError};
 use crate::coroutine::CpuCoroutine;
 use crate::explorer::footprint::Place;
@@ -22,8 +22,12 @@ use crate::processor::{Counters, CpuReport, Order, Processor, Source};
 use crate::races::Races;
 use crate::state::{Driver, Entered, Handler, Owner, Phase, State, Stop};
 use crate::trace::Trace;
-use crate::waiting::evaluate;
+use crate::waiting::{Looked, evaluate};
 use crate::world::{build, propagate};
+
+mod lives;
+
+use lives::{Lives, StartUpProgram};
 
 /// A program that can be run again and again.
 pub type Program<'p> = Box<dyn Fn() + 'p>;
@@ -81,6 +85,9 @@ pub struct Stepper<'p> {
     coroutines: Vec<CpuCoroutine>,
     /// Not moved while a coroutine that runs one exists.
     programs: Vec<Program<'p>>,
+    /// Not changed once it is set.
+    start_up: Option<StartUpProgram<'p>>,
+    lives: Lives,
     apic_hashes: Vec<u128>,
     /// Dropped after the coroutines, which use it.
     state: Owner,
@@ -100,7 +107,15 @@ impl<'p> Stepper<'p> {
         // SAFETY: only this machine's coroutines use the state, and they are dropped before it.
         let state = unsafe { build(config, Driver::Stepped) }?;
         let booted = state.with(|machine| machine.cpus.iter().map(|cpu| cpu.apic.clone()).collect());
-        Ok(Self { booted, coroutines: Vec::new(), programs, apic_hashes: Vec::new(), state })
+        Ok(Self {
+            booted,
+            coroutines: Vec::new(),
+            programs,
+            start_up: None,
+            lives: Lives::default(),
+            apic_hashes: Vec::new(),
+            state,
+        })
     }
 
     /// As [`new`](Self::new), with a kernel: the CPUs are online, they have mailboxes and handlers that serve them.
@@ -119,10 +134,12 @@ impl<'p> Stepper<'p> {
         let stepper = Self::new(config, programs)?;
         kernel::install(stepper.state.shared(), Cpu::new(0), hooks);
         stepper.state.with(|machine| {
-            let kernel = machine.kernel.clone().expect("it was just installed");
+            let kernel = machine.images[0].kernel.clone().expect("it was just installed");
             for (base, bytes) in kernel.mailboxes().memory() {
                 machine.explored.places.add_range(base.addr(), bytes);
             }
+            let notes = kernel.crash_notes();
+            machine.explored.places.add_range(notes.as_ptr().addr(), size_of_val(notes));
         });
         Ok(stepper)
     }
@@ -141,7 +158,7 @@ impl<'p> Stepper<'p> {
 
     /// The mailboxes, if the machine has a kernel. Not to be used after the machine is dropped: they are empty then.
     pub fn mailboxes(&self) -> Option<&Mailboxes<SimMachine>> {
-        self.state.with(|machine| machine.kernel.as_ref().map(|kernel| kernel.mailboxes()))
+        self.state.with(|machine| machine.images[0].kernel.as_ref().map(|kernel| kernel.mailboxes()))
     }
 
     /// Uses the state of one CPU.
@@ -151,12 +168,12 @@ impl<'p> Stepper<'p> {
 
     /// Sets the handler of a vector. It runs on the CPU that takes the interrupt, and ends it.
     pub fn set_handler(&mut self, vector: u8, handler: Handler) {
-        self.state.with(|machine| machine.handlers[vector as usize] = Some(handler));
+        self.state.with(|machine| machine.images[0].handlers[vector as usize] = Some(handler));
     }
 
     /// Sets the handler of NMIs.
     pub fn set_nmi_handler(&mut self, handler: Handler) {
-        self.state.with(|machine| machine.nmi_handler = Some(handler));
+        self.state.with(|machine| machine.images[0].nmi_handler = Some(handler));
     }
 
     /// Runs each CPU up to its first operation.
@@ -205,17 +222,21 @@ impl<'p> Stepper<'p> {
     /// # Safety
     /// As for [`restart`](Self::restart).
     pub(crate) unsafe fn begin_again(&mut self) {
+        self.forget_lives();
         let state = self.state.shared();
         let kernel = state.with(|machine| {
+            machine.boot_cpu_inits = 0;
+            machine.devices = crate::devices::Devices::default();
             for (cpu, (processor, booted)) in machine.cpus.iter_mut().zip(&self.booted).enumerate() {
                 processor.reset(cpu, machine.seed, booted);
             }
+            machine.beginning = machine.cpus.iter().filter(|cpu| cpu.anew.is_some()).count();
             machine.reset_interconnect();
             // SAFETY: what was declared lasts, and nothing runs.
             unsafe { machine.explored.restart() };
             machine.events.clear();
             machine.stop = None;
-            machine.kernel.clone()
+            machine.images[0].kernel.clone()
         });
         if let Some(kernel) = kernel {
             // The mailboxes' words were put back as they were after boot.
@@ -238,7 +259,13 @@ impl<'p> Stepper<'p> {
     fn run_to_first_operations(&mut self) {
         self.state.with(|machine| machine.programs = self.programs.len());
         for cpu in 0..self.coroutines.len() {
-            self.go_on(cpu, None);
+            let started = self.state.with(|machine| {
+                machine.cpus[cpu].counted = cpu < self.programs.len();
+                machine.cpus[cpu].anew.is_none()
+            });
+            if started {
+                self.go_on(cpu, None);
+            }
         }
     }
 
@@ -246,12 +273,16 @@ impl<'p> Stepper<'p> {
     #[inline]
     pub(crate) fn go_on(&mut self, cpu: usize, order: Option<Order>) {
         let state = self.state.shared();
-        state.with(|machine| {
+        let anew = state.with(|machine| {
             machine.cpus[cpu].order = order;
             machine.running = cpu;
             machine.phase = Phase::Running;
             machine.explored.footprint.clear();
+            machine.cpus[cpu].anew.is_some()
         });
+        if anew {
+            self.begin_life(cpu);
+        }
         let entered = Entered::new(state);
         self.coroutines[cpu].resume();
         drop(entered);
@@ -299,31 +330,26 @@ impl<'p> Stepper<'p> {
         let waits = state.with(|machine| {
             let processor = &machine.cpus[cpu.index()];
             match processor.pending {
-                Some((Operation::Wait { .. }, _)) => Err((processor.met, processor.conditions)),
-                Some((Operation::Halted | Operation::Ended, _)) | None => Ok(false),
+                Some((Operation::Wait { .. }, _)) => Err((processor.looked, processor.conditions)),
+                Some((Operation::Halted | Operation::Ended | Operation::WaitForStartUp, _)) | None => {
+                    Ok(false)
+                }
                 Some(_) => Ok(!processor.is_held_by_buffer()),
             }
         });
-        let (met, conditions) = match waits {
+        let conditions = match waits {
             Ok(enabled) => return enabled,
-            Err(wait) => wait,
+            Err((Looked::Met(_), _)) => return true,
+            Err((Looked::Blocked, _)) => return false,
+            Err((Looked::Unknown, conditions)) => conditions,
         };
-        if let Some(met) = met {
-            return met;
-        }
         // A mutant waits without conditions.
         let Some(conditions) = conditions else { return true };
         let _entered = Entered::new(state);
         // SAFETY: the CPU is suspended in the wait that borrows the conditions.
-        let met = unsafe { evaluate(state, cpu.index(), conditions) }.is_some();
-        state.with(|machine| {
-            // A register may change without any word's changing.
-            let known = !machine.register_read;
-            let processor = &mut machine.cpus[cpu.index()];
-            processor.met = known.then_some(met);
-            processor.stale |= !known;
-        });
-        met
+        let met = unsafe { evaluate(state, cpu.index(), conditions) };
+        state.with(|machine| machine.has_looked(cpu.index(), met));
+        met.is_some()
     }
 
     /// Brings what each CPU can do up to date; `always`: also if nothing says that it has changed.
@@ -363,8 +389,9 @@ impl<'p> Stepper<'p> {
         let state = self.state.shared();
         let (conditions, addresses) = state.with(|machine| {
             let processor = &machine.cpus[cpu.index()];
-            let waits = matches!(processor.pending, Some((Operation::Wait { .. }, _)));
-            let conditions = processor.conditions.filter(|_| waits && processor.met == Some(true));
+            let waits = matches!(processor.pending, Some((Operation::Wait { .. }, _)))
+                && matches!(processor.looked, Looked::Met(_));
+            let conditions = processor.conditions.filter(|_| waits);
             conditions.map(|conditions| (conditions, processor.watched.clone()))
         })?;
         let owed_to = addresses.into_iter().find_map(|address| {
@@ -382,7 +409,7 @@ impl<'p> Stepper<'p> {
             word.store(now, Relaxed);
             (met.is_none() && !state.with(|machine| machine.register_read)).then_some(place)
         });
-        state.with(|machine| machine.cpus[cpu.index()].met = None);
+        state.with(|machine| machine.cpus[cpu.index()].looked = Looked::Unknown);
         self.is_enabled(cpu);
         owed_to
     }
@@ -393,17 +420,19 @@ impl<'p> Stepper<'p> {
         self.with_cpu(cpu, |processor| processor.watched.clone())
     }
 
-    /// The vector that the CPU would take now: its APIC offers it and its interrupts are enabled.
+    /// The vector that the CPU would take now: its APIC offers it and its interrupts are enabled. The spurious vector stands
+    /// for one that only the 8259s know (`ExtINT`).
     pub fn deliverable(&self, cpu: Cpu) -> Option<u8> {
         self.with_cpu(cpu, |processor| {
             let open = processor.interrupts_enabled && !processor.shadow && processor.vector_deliverable;
-            if open { processor.apic.deliverable() } else { None }
+            // One that no local APIC has: the external controller is asked for its vector.
+            if open { processor.apic.deliverable().or(Some(crate::SPURIOUS_VECTOR)) } else { None }
         })
     }
 
     /// Whether the CPU would take an NMI now.
     pub fn nmi_deliverable(&self, cpu: Cpu) -> bool {
-        self.with_cpu(cpu, |processor| processor.nmi_deliverable)
+        self.with_cpu(cpu, |processor| processor.nmi_deliverable && !processor.shadow)
     }
 
     /// Until when the CPU waits at the latest, if it waits with a deadline.
@@ -456,9 +485,9 @@ impl<'p> Stepper<'p> {
     /// # Panics
     /// If there is no such CPU.
     pub fn inject(&mut self, cpu: Cpu, vector: u8) {
-        self.with_cpu(cpu, |processor| {
-            processor.apic.accept(Message::fixed(vector));
-            processor.refresh();
+        self.state.with(|machine| {
+            let time = machine.cpus[cpu.index()].time;
+            machine.interrupt_locally(cpu.index(), vector, time);
         });
     }
 
@@ -520,6 +549,16 @@ impl<'p> Stepper<'p> {
         self.state.with(|machine| {
             apics.resize(machine.cpus.len(), 0);
             let mut hash = machine.explored.hash ^ machine.explored.known_hash;
+            if machine.devices.used {
+                let mut hasher = StateHasher::default();
+                machine.devices.hash(&mut hasher);
+                hash ^= hasher.0;
+            }
+            if !machine.interconnect.waiting.is_empty() {
+                let mut hasher = StateHasher::default();
+                machine.interconnect.waiting.iter().for_each(|flight| flight.hash_state(&mut hasher));
+                hash ^= hasher.0;
+            }
             let (places, races) = (&machine.explored.places, &machine.explored.races);
             for (cpu, processor) in machine.cpus.iter_mut().enumerate() {
                 if core::mem::take(&mut processor.apic_changed) {
@@ -529,7 +568,7 @@ impl<'p> Stepper<'p> {
                     processor.hashed = None;
                 }
                 let of_cpu = processor.hashed.unwrap_or_else(|| {
-                    let steering = machine.kernel.as_ref().map(|kernel| kernel.steering(cpu));
+                    let steering = machine.images[0].kernel.as_ref().map(|kernel| kernel.steering(cpu));
                     processor.hash(cpu, apics[cpu], steering, places, races)
                 });
                 processor.hashed = Some(of_cpu);
@@ -562,22 +601,24 @@ impl Processor {
     /// What it can do next.
     fn describe(&self) -> Offer {
         let interrupt = self.vector_deliverable && self.interrupts_enabled && !self.shadow;
-        let mut offer = (u8::from(self.nmi_deliverable) * Offer::NMI)
+        // Before its first instruction nothing interrupts it.
+        let nmi = self.nmi_deliverable && !self.shadow && self.anew.is_none();
+        let mut offer = (u8::from(nmi) * Offer::NMI)
             | (u8::from(interrupt) * Offer::INTERRUPT)
             | (u8::from(!self.store_buffer.is_empty()) * Offer::FLUSH)
-            | (u8::from(self.is_idle()) * Offer::ENDED);
+            | (u8::from(self.is_done()) * Offer::ENDED);
         match &self.pending {
             Some((Operation::Wait { deadline }, _)) => {
-                offer |= match self.met {
-                    None => Offer::UNKNOWN,
-                    Some(false) => 0,
-                    Some(true) => Offer::STEP,
+                offer |= match self.looked {
+                    Looked::Unknown => Offer::UNKNOWN,
+                    Looked::Blocked => 0,
+                    Looked::Met(_) => Offer::STEP,
                 };
                 if !deadline.is_never() {
                     offer |= Offer::DEADLINE;
                 }
             }
-            Some((Operation::Halted | Operation::Ended, _)) | None => {}
+            Some((Operation::Halted | Operation::Ended | Operation::WaitForStartUp, _)) | None => {}
             Some((operation, _)) => {
                 if !self.is_held_by_buffer() {
                     offer |= Offer::STEP;
@@ -626,7 +667,7 @@ impl Processor {
 impl Drop for Stepper<'_> {
     fn drop(&mut self) {
         for (cpu, coroutine) in self.coroutines.iter_mut().enumerate() {
-            coroutine.switch_off(self.state.with(|machine| machine.cpus[cpu].is_idle()));
+            coroutine.switch_off(self.state.with(|machine| machine.cpus[cpu].leaves_a_bare_stack()));
         }
     }
 }

@@ -17,7 +17,7 @@ mod marks;
 mod page;
 mod reader;
 #[cfg(test)]
-mod samples;
+pub(crate) mod samples;
 mod scale;
 mod selection;
 mod svg;
@@ -28,6 +28,8 @@ mod units;
 use smpcall_machine::Event;
 
 // For other pictures.
+pub(crate) use activity::{Activity, Span, SpanKind};
+pub(crate) use findings::findings;
 pub(crate) use labels::text_width;
 pub(crate) use page::{AMBER, BLUE, GREY, INK, PURPLE, RED};
 pub(crate) use svg::Svg;

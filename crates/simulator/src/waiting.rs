@@ -6,9 +6,20 @@ use crate::explorer::footprint::Use;
 use crate::hash::absorb;
 use crate::interrupt::{Interrupt, take};
 use crate::mutant::Fault;
-use crate::operation::{Operation, begin, hold, offer, settle, suspend};
+use crate::operation::{Operation, begin, give_up_if_abandoned, hold, offer, settle, suspend};
 use crate::processor::{Activity, ErasedConditions, Order, Source, WaitReport};
 use crate::state::{Driver, Phase, Shared, State};
+
+/// What is known of the conditions of a wait without evaluating them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Looked {
+    /// Nothing: a word that they read has changed, or they read a register.
+    Unknown,
+    /// None of them holds.
+    Blocked,
+    /// The first that holds.
+    Met(usize),
+}
 
 /// Evaluates the conditions of a wait of `cpu`, and notes in that CPU which words they read.
 ///
@@ -30,6 +41,9 @@ pub(crate) unsafe fn evaluate(state: Shared, cpu: usize, conditions: ErasedCondi
     met
 }
 
+/// What a look of a counted wait takes, in nanoseconds: the pause, the clock, the words.
+const LOOK: u64 = 50;
+
 /// The wait of simulated CPUs.
 pub(crate) fn wait<C: Conditions>(
     state: Shared,
@@ -37,13 +51,38 @@ pub(crate) fn wait<C: Conditions>(
     deadline: Deadline,
     source: Source,
 ) -> Woken {
+    wait_until(state, conditions, deadline, u64::MAX, source)
+}
+
+/// The counted wait of simulated CPUs: it lasts as long as so many looks would.
+pub(crate) fn wait_at_most<C: Conditions>(
+    state: Shared,
+    conditions: &C,
+    deadline: Deadline,
+    looks: u64,
+    source: Source,
+) -> Woken {
+    let last_look = state.with(|machine| machine.cpu().time).saturating_add(looks.saturating_mul(LOOK));
+    wait_until(state, conditions, deadline, last_look, source)
+}
+
+/// Waits until the deadline by the CPU's clock, and no longer than until this moment of virtual time.
+fn wait_until<C: Conditions>(
+    state: Shared,
+    conditions: &C,
+    deadline: Deadline,
+    last_look: u64,
+    source: Source,
+) -> Woken {
     let (timed, cpu) = state.with(|machine| (machine.driver == Driver::Timed, machine.running));
     let erased = ErasedConditions::new(conditions);
     // SAFETY: the conditions are borrowed by this very function.
     let evaluate = || unsafe { evaluate(state, cpu, erased) };
     if timed {
-        wait_timed(state, evaluate, deadline, source)
+        wait_timed(state, evaluate, deadline, last_look, source)
     } else {
+        // Which of the bounds it is that ends the wait early makes no difference there.
+        let deadline = deadline.min(Deadline::at(Instant::from_nanos(last_look)));
         wait_stepped(state, evaluate, erased, deadline, source)
     }
 }
@@ -60,6 +99,7 @@ fn wait_timed(
     state: Shared,
     evaluate: impl Fn() -> Option<usize>,
     deadline: Deadline,
+    last_look: u64,
     source: Source,
 ) -> Woken {
     begin(state, Operation::Wait { deadline }, 0, source);
@@ -70,11 +110,13 @@ fn wait_timed(
             let running = machine.running;
             let (cost, jitter) = (machine.cost.load, machine.cost.jitter);
             let processor = machine.cpu();
-            let now = Instant::from_nanos(processor.time);
+            let moment = processor.time;
+            let now = Instant::from_nanos(processor.clock.reading(moment));
             let words = processor.watched.len() as u64;
             processor.time += processor.jittered(words * cost, jitter);
             let woken = match met {
                 Some(index) => Some(Woken::Met(index)),
+                None if moment >= last_look => Some(Woken::Deadline),
                 None => deadline.has_passed(now).then_some(Woken::Deadline),
             };
             if let Some(woken) = woken {
@@ -93,10 +135,11 @@ fn wait_timed(
             if machine.cpu().next_interrupt().is_some() {
                 return AfterLook::Settle;
             }
-            let mut wake_at = deadline.instant().map_or(u64::MAX, Instant::as_nanos);
+            let ends = |end: Instant| machine.cpus[running].clock.moment(end.as_nanos());
+            let mut wake_at = deadline.instant().map_or(u64::MAX, ends).min(last_look);
             if machine.register_read {
                 let idle_at = machine.cpu().apic.icr_idle_at();
-                if idle_at > now {
+                if idle_at.as_nanos() > moment {
                     wake_at = wake_at.min(idle_at.as_nanos());
                 }
             }
@@ -141,7 +184,12 @@ fn wait_stepped(
     });
     if fault == Some(Fault::NotWaited) {
         offer(state, Operation::Wait { deadline: Deadline::NEVER }, source);
-        state.with(|machine| machine.cpu().waits.pop());
+        state.with(|machine| {
+            let processor = machine.cpu();
+            processor.waits.pop();
+            // As the end of a wait: a loop of waits that are not waited for must not look as if it stood still.
+            processor.history = absorb(processor.history, 0);
+        });
         return Woken::Met(0);
     }
     loop {
@@ -153,7 +201,9 @@ fn wait_stepped(
             processor.conditions = Some(conditions);
             processor.activity = Activity::Waiting;
             processor.drains = false;
-            processor.met = None;
+            processor.looked = Looked::Unknown;
+            // A look is more than the one instruction that the shadow is over.
+            processor.shadow = false;
         });
         suspend(state);
         let order = state.with(|machine| {
@@ -182,7 +232,17 @@ fn wait_stepped(
             let end = deadline.instant().map_or(0, Instant::as_nanos);
             state.with(|machine| machine.cpu().time = machine.cpu().time.max(end));
         }
-        let woken = match evaluate() {
+        // They were looked at to know whether the wait can end. Who replays did not look.
+        let looked = state.with(|machine| {
+            machine.register_read = false;
+            machine.cpu().looked
+        });
+        let met = match looked {
+            Looked::Unknown => evaluate(),
+            Looked::Blocked => None,
+            Looked::Met(index) => Some(index),
+        };
+        let woken = match met {
             Some(index) => Woken::Met(index),
             None if expired => Woken::Deadline,
             None => continue,
@@ -195,6 +255,44 @@ fn wait_stepped(
 }
 
 impl State {
+    /// Stepped: the conditions of a CPU's wait were evaluated. What they say holds until a word that they read changes; if
+    /// they read a register, nobody knows for how long.
+    pub(crate) fn has_looked(&mut self, cpu: usize, met: Option<usize>) {
+        let known = !self.register_read;
+        let processor = &mut self.cpus[cpu];
+        processor.looked = match met {
+            _ if !known => Looked::Unknown,
+            Some(index) => Looked::Met(index),
+            None => Looked::Blocked,
+        };
+        processor.stale |= !known;
+    }
+
+    /// Stepped: a word in memory has changed: who waits for it has to look again.
+    #[inline]
+    pub(crate) fn forget_looks(&mut self, address: usize) {
+        let waiting = self.explored.waiting;
+        if waiting != 0 {
+            self.forget_looks_of(waiting, address);
+        }
+    }
+
+    /// As [`forget_looks`](Self::forget_looks), for the CPUs of these bits.
+    fn forget_looks_of(&mut self, mut waiting: u64, address: usize) {
+        while waiting != 0 {
+            let first = waiting.trailing_zeros() as usize;
+            waiting &= waiting - 1;
+            // The last bit stands for all that have none of their own.
+            let last = if first < 63 { first } else { self.cpus.len() - 1 };
+            for processor in &mut self.cpus[first..=last] {
+                if processor.looked != Looked::Unknown && processor.watched.contains(&address) {
+                    processor.looked = Looked::Unknown;
+                    processor.stale = true;
+                }
+            }
+        }
+    }
+
     /// Stepped: the running CPU's wait ends. It has read what its conditions read, with acquire ordering unless a
     /// deliberate fault says otherwise.
     fn end_wait(&mut self, woken: Woken, deadline: Deadline, source: Source, acquires: bool) {
@@ -214,6 +312,7 @@ impl State {
         self.tell(Operation::Wait { deadline }, None, None, false, source);
         let processor = self.cpu();
         processor.operation_done();
+        processor.looked = Looked::Unknown;
         processor.waits.pop();
         let learned = if let Woken::Met(index) = woken { index as u64 } else { u64::MAX };
         processor.history = absorb(processor.history, learned);
@@ -246,8 +345,38 @@ pub(crate) fn halt(state: Shared, source: Source) {
     }
 }
 
+/// Disables interrupts and halts for ever: only NMIs are still taken, and only INIT ends it. The run waits no longer for
+/// this CPU's program.
+pub(crate) fn park(state: Shared, source: Source) -> ! {
+    let (cost, idle, timed, enabled) = state.with(|machine| {
+        let (cost, timed) = (machine.cost.interrupt_flag, machine.driver == Driver::Timed);
+        let processor = machine.cpu();
+        (cost, processor.is_idle(), timed, processor.interrupts_enabled)
+    });
+    if enabled {
+        begin(state, Operation::DisableInterrupts, cost, source);
+    }
+    state.with(|machine| {
+        let running = machine.running;
+        machine.cpu().interrupts_enabled = false;
+        machine.cpu().parked = true;
+        machine.program_ended(running);
+        machine.record(running, EventKind::Halted, None, 0, 0);
+    });
+    loop {
+        let pending = if idle { Operation::Ended } else { Operation::Halted };
+        state.with(|machine| machine.cpu().pending = Some((pending, source)));
+        if timed {
+            sleep_timed(state);
+        } else {
+            sleep_stepped(state, idle);
+        }
+    }
+}
+
 fn sleep_timed(state: Shared) {
     loop {
+        give_up_if_abandoned(state);
         hold(state);
         let due = state.with(|machine| {
             let processor = machine.cpu();
@@ -271,6 +400,8 @@ fn sleep_stepped(state: Shared, idle: bool) {
         let processor = machine.cpu();
         processor.history = absorb(processor.history, 1);
         processor.activity = Activity::Halted;
+        // A program may have ended in it.
+        processor.shadow = false;
     });
     suspend(state);
     let order = state.with(|machine| {
@@ -316,8 +447,9 @@ pub(crate) fn work(state: Shared, nanos: u64, source: Source) {
             suspend(state);
             state.with(|machine| machine.cpu().activity = Activity::Running);
         }
-        let before = time();
-        if before >= end {
+        // A CPU that is wedged is woken by an NMI, and goes on with nothing else.
+        let (before, wedged) = state.with(|machine| (machine.cpu().time, machine.cpu().is_wedged()));
+        if before >= end && !wedged {
             return;
         }
         settle(state);

@@ -3,18 +3,19 @@
 use core::marker::PhantomData;
 use std::any::Any;
 
-use smpcall::Mailboxes;
+use smpcall::{CrashNotes, Mailboxes};
+use smpcall_local_apic::DeliveryMode;
 use smpcall_machine::{Cpu, Instant};
 
-use crate::apic::ApicModel;
+use crate::apic::{ApicModel, Message};
 use crate::config::{Config, ConfigError};
 use crate::coroutine::CpuCoroutine;
 use crate::faults::Fault;
+use crate::image::{Image, ImageId, StartUp, acknowledge};
 use crate::interconnect::Interconnect;
-use crate::interrupt::InterruptFrame;
 use crate::kernel::{self, Hooks};
-use crate::machine::{self, SimMachine, TIMER_VECTOR};
-use crate::processor::{Counters, CpuReport, Processor};
+use crate::machine::{self, SPURIOUS_VECTOR, SimMachine, TIMER_VECTOR};
+use crate::processor::{Anew, Counters, CpuReport, Processor, Source};
 use crate::state::{Driver, Entered, Handler, Owner, Phase, State, Stop};
 use crate::trace::Trace;
 
@@ -42,9 +43,12 @@ pub(crate) unsafe fn build(config: &Config, driver: Driver) -> Result<Owner, Con
     let ids = || (0..config.cpus).map(|cpu| config.apic_id(cpu));
     config.routing.check(mode, ids())?;
     let cpus = ids().enumerate().map(|(cpu, id)| {
-        let mut apic = ApicModel::new(id.0, mode);
+        let mut apic = ApicModel::with_features(id.0, mode, config.apic_features);
         if driver == Driver::Timed {
             apic.set_dispatch_time(core::time::Duration::from_nanos(config.cost.icr_dispatch));
+        }
+        if config.not_started.contains(&Cpu::new(cpu as u32)) {
+            apic.accept(Message::edge(DeliveryMode::Init, 0));
         }
         Processor::new(cpu, config.seed, apic)
     });
@@ -53,6 +57,9 @@ pub(crate) unsafe fn build(config: &Config, driver: Driver) -> Result<Owner, Con
     let state = unsafe { Owner::new(state) };
     let _entered = Entered::new(state.shared());
     for (cpu, id) in ids().enumerate() {
+        if config.not_started.contains(&Cpu::new(cpu as u32)) {
+            continue;
+        }
         state.with(|machine| machine.running = cpu);
         machine::boot(config.routing, Cpu::new(cpu as u32), id).map_err(|error| match error {
             smpcall_local_apic::EnableError::Routing(error) => ConfigError::Routing(error),
@@ -62,12 +69,20 @@ pub(crate) unsafe fn build(config: &Config, driver: Driver) -> Result<Owner, Con
         })?;
     }
     // Without a kernel that has other plans for it, a tick is only acknowledged.
-    state.with(|machine| machine.handlers[TIMER_VECTOR as usize] = Some(acknowledge));
+    state.with(|machine| {
+        machine.images[0].handlers[TIMER_VECTOR as usize] = Some(acknowledge);
+        // There is nothing to be ended.
+        machine.images[0].handlers[SPURIOUS_VECTOR as usize] = Some(drop);
+        machine.stop_clocks(&config.faults);
+    });
     Ok(state)
 }
 
-fn acknowledge(mut frame: InterruptFrame) {
-    frame.end_of_interrupt();
+/// What a CPU of an image begins with: where it was booted, and where it was started.
+#[derive(Default)]
+struct Begins<'p> {
+    entry: Option<Box<dyn Fn() + 'p>>,
+    start_up: Option<StartUp<'p>>,
 }
 
 /// A simulated machine. Programs may borrow what lives longer than `'p`.
@@ -84,6 +99,10 @@ fn acknowledge(mut frame: InterruptFrame) {
 /// when the machine is dropped.
 pub struct World<'p> {
     cpus: Vec<Option<CpuCoroutine>>,
+    /// What CPUs were doing when they were reset or booted another image.
+    abandoned: Vec<CpuCoroutine>,
+    /// What CPUs begin with, by image. Never taken away while there are coroutines.
+    begins: Vec<Begins<'p>>,
     /// Dropped after the coroutines, which use it.
     state: Owner,
     /// The caller of `forget_programs` has made its promise.
@@ -102,11 +121,14 @@ impl<'p> World<'p> {
         state.with(|machine| {
             machine.schedule_events();
             for cpu in 0..config.cpus {
-                machine.queue.set(cpu as u32, 0);
+                if machine.cpus[cpu].anew.is_none() {
+                    machine.queue.set(cpu as u32, 0);
+                }
             }
         });
         let cpus = (0..config.cpus).map(|_| None).collect();
-        Ok(Self { cpus, state, forgettable: false, programs: PhantomData })
+        let begins = vec![Begins::default()];
+        Ok(Self { cpus, abandoned: Vec::new(), begins, state, forgettable: false, programs: PhantomData })
     }
 
     /// A machine whose CPUs are booted, idle and online: they have mailboxes, and handlers that serve them.
@@ -132,21 +154,35 @@ impl<'p> World<'p> {
         })
     }
 
+    /// The notes of a crash, one entry a CPU; none without a kernel. Not to be used after the machine is dropped.
+    pub fn crash_notes(&self) -> &[CrashNotes<SimMachine>] {
+        self.state
+            .with(|machine| machine.images[0].kernel.as_ref().map_or(&[][..], |kernel| kernel.crash_notes()))
+    }
+
     /// The mailboxes, if the machine has a kernel. Not to be used after the machine is dropped: they are empty then.
     pub fn mailboxes(&self) -> Option<&Mailboxes<SimMachine>> {
-        self.state.with(|machine| machine.kernel.as_ref().map(|kernel| kernel.mailboxes()))
+        self.mailboxes_of(ImageId::BUILT)
+    }
+
+    /// As [`mailboxes`](Self::mailboxes), those of another image.
+    ///
+    /// # Panics
+    /// If the image is another machine's, which has more.
+    pub fn mailboxes_of(&self, image: ImageId) -> Option<&Mailboxes<SimMachine>> {
+        self.state.with(|machine| machine.images[image.0].kernel.as_ref().map(|kernel| kernel.mailboxes()))
     }
 
     /// Sets the handler of a vector. The timer's acknowledges and does nothing else until it is set.
     ///
     /// A vector that comes in without a handler makes [`run`](Self::run) panic.
     pub fn set_handler(&mut self, vector: u8, handler: Handler) {
-        self.state.with(|machine| machine.handlers[vector as usize] = Some(handler));
+        self.state.with(|machine| machine.images[0].handlers[vector as usize] = Some(handler));
     }
 
     /// Sets the handler of NMIs.
     pub fn set_nmi_handler(&mut self, handler: Handler) {
-        self.state.with(|machine| machine.nmi_handler = Some(handler));
+        self.state.with(|machine| machine.images[0].nmi_handler = Some(handler));
     }
 
     /// Gives a CPU its program. It starts with interrupts enabled.
@@ -156,14 +192,59 @@ impl<'p> World<'p> {
     /// on: no scoped threads ([`std::thread::scope`]; they would outlive what they borrow), no guard of a lock that
     /// others take. Memory that it owns leaks.
     ///
+    /// A CPU that is reset by INIT never finishes its program either; the run does not wait for it any more.
+    ///
     /// # Panics
-    /// If there is no such CPU, it has a program, or the machine has run already.
+    /// If there is no such CPU, it has a program, the machine has run already, or the CPU is one of those that are
+    /// [not started](Config::not_started): these have a [start-up program](Self::on_start_up).
     pub fn spawn(&mut self, cpu: Cpu, program: impl FnOnce() + 'p) {
         let slot = &mut self.cpus[cpu.index()];
         assert!(slot.is_none(), "{cpu} has a program, or the machine has run");
+        assert!(
+            self.state.with(|machine| machine.cpus[cpu.index()].anew.is_none()),
+            "{cpu} is not started: it begins with the start-up program (World::on_start_up)"
+        );
         // SAFETY: the state is dropped after the coroutines; what the program borrows outlives `'p`, and with it `self`.
         *slot = Some(unsafe { CpuCoroutine::new(self.state.shared(), cpu.index(), Some(program)) });
-        self.state.with(|machine| machine.programs += 1);
+        self.state.with(|machine| {
+            machine.programs += 1;
+            machine.cpus[cpu.index()].counted = true;
+        });
+    }
+
+    /// What a CPU does that a start-up message has started: it is told which CPU it is and the page of the message.
+    ///
+    /// It begins on a fresh stack with interrupts disabled and its APIC as after a reset, disabled by software:
+    /// [`enable_local_apic`](crate::program::enable_local_apic) is the first thing to do, and
+    /// [`kernel::come_online`] makes it a CPU that others can call. When it returns, the CPU idles, if it has enabled
+    /// interrupts; else it [parks](crate::program::park). The run does not wait for it to end.
+    ///
+    /// As with [`spawn`](Self::spawn), what it owns across an operation is never dropped if the CPU is reset or the
+    /// machine dropped.
+    ///
+    /// # Panics
+    /// If there is one already.
+    pub fn on_start_up(&mut self, program: impl Fn(Cpu, u8) + 'p) {
+        let start_up = &mut self.begins[ImageId::BUILT.0].start_up;
+        assert!(start_up.is_none(), "the machine has a start-up program");
+        *start_up = Some(Box::new(program));
+    }
+
+    /// Gives the machine another kernel image, which a program can [boot](crate::program::boot_kernel).
+    pub fn add_image(&mut self, image: Image<'p>) -> ImageId {
+        let id = self.state.with(|machine| machine.add_image(&image));
+        self.begins.push(Begins { entry: image.entry, start_up: image.start_up });
+        id
+    }
+
+    /// The place in the source that an [instruction pointer](crate::program::instruction_pointer) of this machine stands for.
+    pub fn source_of(&self, instruction_pointer: u64) -> Option<Source> {
+        self.state.with(|machine| machine.source_of(instruction_pointer))
+    }
+
+    /// How often the boot CPU, CPU 0, was sent an INIT, which would have restarted the machine (law L8).
+    pub fn boot_cpu_inits(&self) -> u64 {
+        self.state.with(|machine| machine.boot_cpu_inits)
     }
 
     /// Lets dropping this machine take the stacks away from programs that are not finished, for the next machine:
@@ -198,6 +279,9 @@ impl<'p> World<'p> {
     fn run_events(&mut self, limit: Instant, until_ended: bool) -> RunEnd {
         let state = self.state.shared();
         for (cpu, slot) in self.cpus.iter_mut().enumerate() {
+            if state.with(|machine| machine.cpus[cpu].anew.is_some()) {
+                continue;
+            }
             // SAFETY: as in `spawn`.
             slot.get_or_insert_with(|| unsafe { CpuCoroutine::new(state, cpu, None::<fn()>) });
         }
@@ -206,6 +290,9 @@ impl<'p> World<'p> {
         loop {
             match state.with(|machine| machine.next_turn(until_ended)) {
                 Turn::Cpu(cpu) => {
+                    if state.with(|machine| machine.cpus[cpu].anew.is_some()) {
+                        self.begin_anew(cpu);
+                    }
                     if let Some(coroutine) = &mut self.cpus[cpu] {
                         coroutine.resume();
                     }
@@ -215,6 +302,43 @@ impl<'p> World<'p> {
                 Turn::Panic { cpu, payload } => propagate(cpu, payload),
             }
         }
+    }
+
+    /// Gives a CPU that was reset, or that has booted an image, a fresh stack and what it does there.
+    fn begin_anew(&mut self, cpu: usize) {
+        let state = self.state.shared();
+        let (anew, bare) = state.with(|machine| {
+            let processor = &machine.cpus[cpu];
+            (processor.anew, processor.leaves_a_bare_stack())
+        });
+        let (image, program): (usize, Box<dyn FnOnce() + 'p>) = match anew {
+            Some(Anew::StartUp { image, page }) => {
+                let start_up = self.begins[image].start_up.as_deref().map(core::ptr::from_ref);
+                let start_up = start_up.unwrap_or_else(|| {
+                    panic!("CPU {cpu} was sent a start-up message, and there is no start-up program")
+                });
+                // SAFETY: the box stays in `begins`, whose entries are never changed once they are set, and outlives the
+                // coroutines.
+                (image, Box::new(move || unsafe { (*start_up)(Cpu::new(cpu as u32), page) }))
+            }
+            Some(Anew::Boot { image }) => {
+                let entry = self.begins[image].entry.as_deref().map(core::ptr::from_ref);
+                let entry = entry.expect("only an added image is booted, and it has an entry");
+                // SAFETY: as above.
+                (image, Box::new(move || unsafe { (*entry)() }))
+            }
+            Some(Anew::WaitForStartUp) | None => return,
+        };
+        state.with(|machine| machine.begin_anew(cpu, image));
+        if let Some(mut before) = self.cpus[cpu].take() {
+            if bare {
+                before.switch_off(true);
+            } else {
+                self.abandoned.push(before);
+            }
+        }
+        // SAFETY: as in `spawn`.
+        self.cpus[cpu] = Some(unsafe { CpuCoroutine::new(state, cpu, Some(program)) });
     }
 
     /// How many CPUs it has.
@@ -264,6 +388,25 @@ enum Turn {
 }
 
 impl State {
+    /// The faults that concern clocks.
+    fn stop_clocks(&mut self, faults: &[Fault]) {
+        let until = |at: Instant, duration| at.plus(duration).as_nanos();
+        for fault in faults {
+            match *fault {
+                Fault::ClockStops { cpu, at, duration } => {
+                    let until = duration.map_or(u64::MAX, |duration| until(at, duration));
+                    self.cpus[cpu.index()].clock.stop(at.as_nanos(), until);
+                }
+                Fault::Pause { at, duration, clock_stops: true } => {
+                    for cpu in &mut self.cpus {
+                        cpu.clock.stop(at.as_nanos(), until(at, duration));
+                    }
+                }
+                _ => {}
+            }
+        }
+    }
+
     /// Lets everything happen that is not a CPU's, up to the next CPU's turn or the end of the run.
     fn next_turn(&mut self, until_ended: bool) -> Turn {
         match self.stop.take() {
@@ -294,14 +437,17 @@ impl State {
 
 impl Drop for World<'_> {
     fn drop(&mut self) {
-        for (cpu, coroutine) in self.cpus.iter_mut().enumerate() {
-            let idle = self.state.with(|machine| machine.cpus[cpu].is_idle());
-            let Some(coroutine) = coroutine else { continue };
+        let abandoned = self.abandoned.iter_mut().map(|coroutine| (false, coroutine));
+        let present = self.cpus.iter_mut().enumerate().filter_map(|(cpu, coroutine)| {
+            let bare = self.state.with(|machine| machine.cpus[cpu].leaves_a_bare_stack());
+            Some((bare, coroutine.as_mut()?))
+        });
+        for (bare, coroutine) in abandoned.chain(present) {
             if self.forgettable {
                 // SAFETY: the caller of `forget_programs` has promised it.
                 unsafe { coroutine.forget() };
             } else {
-                coroutine.switch_off(idle);
+                coroutine.switch_off(bare);
             }
         }
     }

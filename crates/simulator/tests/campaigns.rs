@@ -9,7 +9,8 @@ use std::cell::Cell;
 use smpcall::{Deferred, Kernel, Post};
 use smpcall_local_apic::Routing;
 use smpcall_machine::{Deadline, Instant, InterruptsOff, Woken};
-use smpcall_simulator::campaign::{self, Options, Report, default_routing};
+use smpcall_simulator::campaign::crashes::{self, Context};
+use smpcall_simulator::campaign::{self, Options, Report, Workload, default_routing};
 use smpcall_simulator::faults::{Probability, parse};
 use smpcall_simulator::kernel::Hooks;
 use smpcall_simulator::{Config, SimMachine, World, program};
@@ -18,7 +19,8 @@ use support::{Calls, Flag, Machine, cpu, ms, quiet, run, us, world};
 fn campaign_on(cpus: usize, calls: u64, drop: f64, faults: &str, seed: u64) -> Report {
     let faults = if faults.is_empty() { Vec::new() } else { parse(faults).expect("faults") };
     let drop = Probability::new(drop).expect("a probability");
-    let options = Options { cpus, routing: default_routing(cpus), calls, drop, faults, seed };
+    let workload = Workload::CALLS;
+    let options = Options { cpus, routing: default_routing(cpus), calls, workload, drop, faults, seed };
     campaign::run(&options).expect("a machine")
 }
 
@@ -29,8 +31,8 @@ fn reconciles(cpus: usize, calls: u64, drop: f64, faults: &str) -> Report {
     assert_eq!((report.calls, report.orphaned), (calls, 0), "{report:?}");
     assert_eq!(report.completed + report.told, calls, "{report:?}");
     assert!(report.completed > calls / 2, "{report:?}");
-    assert_eq!(report.posts, report.posts_run, "{report:?}");
-    assert!(report.posts > 0, "{report:?}");
+    assert_eq!(report.posts.queued, report.posts.run, "{report:?}");
+    assert!(report.posts.queued > 0, "{report:?}");
     if drop > 0.0 {
         assert!(report.ipis.lost > 0 && report.ipis.resent > 0, "{report:?}");
     }
@@ -112,6 +114,7 @@ fn every_routing_reconciles() {
             cpus: 8,
             routing,
             calls: 10_000,
+            workload: Workload::MIXED,
             drop: Probability::new(0.05).expect("a probability"),
             faults: Vec::new(),
             seed: 11,
@@ -126,6 +129,108 @@ fn the_same_seed_gives_the_same_campaign_and_another_one_another() {
     let report = |seed| campaign_on(16, 5_000, 0.1, "delay:by=100us:p=0.1", seed);
     assert_eq!(report(1), report(1));
     assert_ne!(report(1), report(2));
+}
+
+/// All kinds of faults, in one list. The clock of one CPU stands still for a time, and no CPU is dead for ever.
+const ALL_FAULTS: &str = "delay:by=200us:p=0.02,duplicate:p=0.02,wedge:cpu=3:at=10ms:for=5ms,stop:cpu=5:at=20ms:for=8ms,\
+    nmi-wedge:cpu=7:at=5ms:for=3ms,pause:at=30ms:for=4ms,pause:at=50ms:for=2ms:clock-stops,\
+    clock-stops:cpu=6:at=40ms:for=6ms,icr-busy:cpu=4:at=15ms:for=3ms,spurious:cpu=2:at=12ms,lose-tick:p=0.05,\
+    delay-tick:by=1ms:p=0.05,no-tick:cpu=8";
+
+fn everything(workload: &str, faults: &str, seed: u64) -> Report {
+    let report = campaign::run(&Options {
+        cpus: 16,
+        routing: Routing::Physical,
+        calls: 60_000,
+        workload: workload.parse().expect("a workload"),
+        drop: Probability::new(0.01).expect("a probability"),
+        faults: parse(faults).expect("faults"),
+        seed,
+    })
+    .expect("a machine");
+    assert_eq!(report.unreconciled, 0, "seed {seed}: {report:?}");
+    for errands in [report.posts, report.work] {
+        assert_eq!(errands.queued, errands.run + errands.abandoned + errands.lost, "seed {seed}: {report:?}");
+    }
+    report
+}
+
+#[test]
+fn cpus_that_come_and_go_and_stop_for_each_other_under_all_faults_reconcile() {
+    let mut sum = Report::default();
+    for seed in 0..10 {
+        let report = everything("calls,posts,work,hotplug,rendezvous", ALL_FAULTS, seed);
+        assert_eq!((report.calls, report.orphaned), (60_000, 0), "seed {seed}: {report:?}");
+        assert_eq!((report.posts.lost, report.work.lost), (0, 0), "seed {seed}: {report:?}");
+        sum.add(&report);
+    }
+    let (hotplug, rendezvous) = (sum.hotplug, sum.rendezvous);
+    assert!(hotplug.ups > 5 && hotplug.downs > 5 && hotplug.refused > 5, "{sum:?}");
+    assert!(rendezvous.run > 50 && rendezvous.backed_out > 0 && rendezvous.refused > 0, "{sum:?}");
+    assert!(sum.work.run > 1_000 && sum.posts.refused > 0, "{sum:?}");
+}
+
+#[test]
+fn cpus_that_are_fenced_wherever_they_are_take_only_their_own_calls_with_them() {
+    let mut sum = Report::default();
+    for seed in 0..20 {
+        let report = everything("all", "", seed);
+        assert_eq!(report.calls + report.orphaned, 60_000, "seed {seed}: {report:?}");
+        sum.add(&report);
+    }
+    assert!(sum.hotplug.fenced > 10, "{sum:?}");
+    assert!(sum.orphaned > 0, "some were fenced in the middle of a call: {sum:?}");
+    // A call to many has a target on each CPU, and a CPU has four levels.
+    assert!(sum.orphaned <= sum.hotplug.fenced * 4 * 16, "{sum:?}");
+}
+
+#[test]
+fn a_campaign_with_dead_cpus_that_are_declared_dead_ends() {
+    for seed in 0..5 {
+        everything("all", "stop:cpu=9:at=5ms,nmi-wedge:cpu=4:at=2ms", seed);
+    }
+}
+
+#[test]
+fn a_workload_says_what_it_is_in_the_words_that_make_it() {
+    for workload in [Workload::CALLS, Workload::MIXED, Workload::ALL] {
+        assert_eq!(workload.to_string().parse(), Ok(workload));
+    }
+    assert_eq!("all".parse(), Ok(Workload::ALL));
+    for (text, words) in [("", "not ``"), ("calls,naps", "not `naps`"), ("posts,work", "needs calls")] {
+        let error = text.parse::<Workload>().expect_err("is refused").to_string();
+        assert!(error.contains(words), "{error}");
+    }
+}
+
+#[test]
+fn crashes_from_every_context_of_a_campaign_end_within_their_bound_with_every_cpu_named() {
+    for (cpus, routing, runs) in
+        [(16, Routing::X2ApicCluster, 400), (8, Routing::Flat, 400), (2, Routing::Flat, 100)]
+    {
+        let drop = Probability::new(0.01).expect("a probability");
+        let options =
+            Options { cpus, routing, calls: 0, workload: Workload::ALL, drop, faults: Vec::new(), seed: 1 };
+        let sum = crashes::run(&options, runs, |_| ()).expect("a machine");
+        assert_eq!((sum.broken, &sum.first_broken, sum.runs), (0, &None, runs), "{sum:?}");
+        assert_eq!(sum.saved + sum.missing + sum.offline, runs * cpus as u64, "{sum:?}");
+        assert_eq!(sum.contexts.values().sum::<u64>(), runs);
+        if cpus > 2 {
+            let of = |context| sum.contexts.get(&context).copied().unwrap_or(0);
+            for context in [Context::Nmi, Context::Task, Context::Closure, Context::Post, Context::Work] {
+                assert!(of(context) > 0, "{context:?}: {sum:?}");
+            }
+            for context in [Context::Interrupt, Context::Rendezvous, Context::Offline, Context::Starting] {
+                assert!(of(context) > 0, "{context:?}: {sum:?}");
+            }
+            assert!(sum.lost > 0 && sum.missing > 0 && sum.offline > 0, "{sum:?}");
+        }
+        assert_eq!(
+            sum,
+            crashes::run(&options, runs, |_| ()).expect("a machine"),
+            "the same seed, the same crashes"
+        );
+    }
 }
 
 struct Errand;

@@ -13,12 +13,14 @@ use smpcall_simulator::explorer::{
 use smpcall_simulator::{RING_VECTOR, SimMachine, SimMemory, program};
 
 /// What is broken: its law, how many decisions the schedule that is found has at most, and where it is found.
-const BROKEN: [(&str, &str, usize, MemoryModel); 26] = [
+const BROKEN: [(&str, &str, usize, MemoryModel); 30] = [
     ("wedge-borrowed", "hang", 300, MemoryModel::Sc),
     ("icr-nmi-torn", "icr", 12, MemoryModel::Sc),
     ("icr-handler-torn", "icr", 12, MemoryModel::Sc),
     ("x2apic-no-fence", "fence", 8, MemoryModel::Tso),
     ("eoi-stray", "eoi", 16, MemoryModel::Sc),
+    ("eoi-stray-nested", "eoi", 14, MemoryModel::Sc),
+    ("mask-handler-torn", "mask", 12, MemoryModel::Sc),
     ("halt-late", "hang", 10, MemoryModel::Sc),
     ("then-lost-call", "hang", 10, MemoryModel::Sc),
     ("then-online-mask", "hang", 10, MemoryModel::Sc),
@@ -27,6 +29,8 @@ const BROKEN: [(&str, &str, usize, MemoryModel); 26] = [
     ("then-nmi-shorthand", "L7", 10, MemoryModel::Sc),
     ("then-pending-ipi", "L8", 14, MemoryModel::Sc),
     ("then-in-service", "hang", 6, MemoryModel::Sc),
+    ("hand-over-hasty", "L8", 12, MemoryModel::Sc),
+    ("hand-over-stale-kept", "hang", 12, MemoryModel::Sc),
     ("sketch-stale-mark", "L1", 26, MemoryModel::Sc),
     ("sketch-split-claim", "L1", 14, MemoryModel::Sc),
     ("sketch-summary", "hang", 10, MemoryModel::Sc),

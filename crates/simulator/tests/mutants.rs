@@ -29,8 +29,9 @@ fn one_mutant() {
     let protocol = purpose::by_name(named.by).expect("there is such a protocol");
     let mutant = named.mutant();
     let limits = Limits { time: Some(PATIENCE), ..Limits::default() };
-    let (killed, _) = kill::attempt(&protocol, named.memory, &mutant, limits);
-    let survived = || Fate::Survived { reached: mutant.reached(), incomplete: Vec::new() };
+    let (killed, complete) = kill::attempt(&protocol, named.memory, &mutant, limits);
+    let incomplete = if complete { Vec::new() } else { vec![named.by.to_owned()] };
+    let survived = || Fate::Survived { reached: mutant.reached(), incomplete };
     println!("{}", killed.unwrap_or_else(survived).line());
 }
 
@@ -40,14 +41,14 @@ const PATIENCE: Duration = Duration::from_secs(10);
 #[test]
 fn every_deliberate_fault_breaks_a_law() {
     let numbers: Vec<usize> = (0..named::ALL.len()).collect();
-    let fates = on_two_threads(&numbers, |number| {
-        in_own_process("one_mutant", &number.to_string(), PATIENCE + PATIENCE)
-    });
+    let fates =
+        on_two_threads(&numbers, |number| in_own_process("one_mutant", &number.to_string(), 3 * PATIENCE));
     println!(
         "{:24} {:22} {:50} {:26} law        operations, of all",
         "at", "fault", "which means", "killed by"
     );
     let (mut lengths, mut all_lengths, mut alive) = (Vec::new(), Vec::new(), Vec::new());
+    let mut of_calls = Vec::new();
     for (named, fate) in named::ALL.iter().zip(fates) {
         let (place, fault, what) = (named.place(), named.fault.to_string(), named.what);
         print!("{place:24} {fault:22} {what:50} ");
@@ -56,6 +57,7 @@ fn every_deliberate_fault_breaks_a_law() {
                 let least = if shortest { "" } else { " or fewer" };
                 println!("{by:26} {law:10} {operations}{least}, {all_operations}");
                 lengths.push(operations);
+                of_calls.extend(named.is_of_calls().then_some(operations));
                 all_lengths.push(all_operations);
             }
             other => {
@@ -65,17 +67,19 @@ fn every_deliberate_fault_breaks_a_law() {
         }
     }
     assert!(alive.is_empty(), "not killed: {alive:#?}");
-    let [median, median_of_all] = [lengths, all_lengths].map(|mut lengths| {
+    let [median, median_of_all, median_of_calls] = [lengths, all_lengths, of_calls].map(|mut lengths| {
         lengths.sort_unstable();
         lengths[lengths.len() / 2]
     });
     println!(
-        "{} mutants, all killed. Median of the operations: {median}; {median_of_all} with those that nobody else can \
-         notice",
+        "{} mutants, all killed. Median of the operations: {median} ({median_of_calls} for calls, posts and the driver); \
+         {median_of_all} with those that nobody else can notice",
         named::ALL.len()
     );
-    assert!(named::ALL.len() >= 45, "a list that shrinks");
-    assert!(median <= 15, "counterexamples that nobody reads");
+    assert!(named::ALL.len() >= 130, "a list that shrinks");
+    assert!(median_of_calls <= 15, "counterexamples that nobody reads");
+    // A rendezvous takes some fifty of them, and to die and be declared dead some hundred.
+    assert!(median <= 20, "counterexamples that nobody reads");
 }
 
 /// The process of one site of the survey.

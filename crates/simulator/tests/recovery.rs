@@ -9,7 +9,7 @@ use core::time::Duration;
 use smpcall::{Kernel, Post};
 use smpcall_local_apic::Routing;
 use smpcall_machine::{Deadline, EventKind, Instant, InterruptsOff};
-use smpcall_simulator::campaign::{self, Options, default_routing};
+use smpcall_simulator::campaign::{self, Options, Workload, default_routing};
 use smpcall_simulator::faults::{Probability, parse};
 use smpcall_simulator::kernel::Hooks;
 use smpcall_simulator::{Config, SimMachine, World, program};
@@ -32,6 +32,7 @@ fn with_no_faults_two_hundred_thousand_calls_repeat_no_ring() {
             cpus,
             routing: default_routing(cpus),
             calls: 100_000,
+            workload: Workload::CALLS,
             drop: Probability::new(0.0).expect("a probability"),
             faults: Vec::new(),
             seed: 3,

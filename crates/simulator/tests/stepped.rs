@@ -457,6 +457,37 @@ fn enabling_interrupts_shadows_the_next_operation_only_if_asked_for() {
 }
 
 #[test]
+fn the_shadow_does_not_outlast_a_wait_or_the_program() {
+    let _alone = alone();
+    let waiter: Program<'static> = Box::new(|| {
+        drop(InterruptsOff::<SimMachine>::new());
+        assert_eq!(wait::<SimMachine>(&[FLAG.equals(u64::MAX, 1)], Deadline::NEVER), Woken::Met(0));
+    });
+    let ends: Program<'static> = Box::new(|| drop(InterruptsOff::<SimMachine>::new()));
+    for (program, name) in [(waiter, "waits"), (ends, "ends")] {
+        restore_flags();
+        let config = Config { sti_shadow: true, ..Config::new(1, Routing::X2ApicPhysical, 0) };
+        let mut stepper = Stepper::new(&config, vec![program]).expect("a machine");
+        stepper.set_handler(0x41, |mut frame| {
+            FLAG.store(1, Release);
+            frame.end_of_interrupt();
+        });
+        stepper.start();
+        stepper.inject(CPU[0], 0x41);
+        while stepper.is_enabled(CPU[0]) {
+            stepper.step(CPU[0]);
+        }
+        // Only the handler ends the wait.
+        assert_eq!(stepper.deliverable(CPU[0]), Some(0x41));
+        stepper.take_interrupt(CPU[0]);
+        while stepper.is_enabled(CPU[0]) {
+            stepper.step(CPU[0]);
+        }
+        assert!(stepper.has_ended(CPU[0]), "a program that {name}");
+    }
+}
+
+#[test]
 fn a_restart_forgets_everything() {
     let _alone = alone();
     restore_calls();

@@ -1,6 +1,8 @@
 //! The books of a campaign: what became of every call, entered by the caller and by the closure independently.
 
-use std::sync::atomic::{AtomicU8, AtomicU64, AtomicUsize, Ordering::Relaxed};
+use std::sync::atomic::{AtomicU8, AtomicU16, AtomicU64, AtomicUsize, Ordering::Relaxed};
+
+use smpcall_machine::Cpu;
 
 /// One call to one target. What is entered about it must add up at the end.
 #[derive(Default)]
@@ -9,6 +11,8 @@ struct Entry {
     runs: AtomicU8,
     /// What its caller was told, as an [`Outcome`].
     outcome: AtomicU8,
+    /// The CPU that makes it.
+    caller: AtomicU16,
 }
 
 /// What the caller of one call was told.
@@ -23,37 +27,51 @@ pub(super) enum Outcome {
     NotRun = 2,
     /// The target has claimed it; it may run any time, or never if the target is dead.
     LeftClaimed = 3,
+    /// The target had claimed it and was declared dead: it may have run, in part or not at all.
+    TargetDied = 4,
+    /// Its caller was fenced in the middle of it: nobody is left to be told.
+    Orphaned = 5,
+    /// It has run if the target was online: a call to all who are, while CPUs come and go.
+    IfOnline = 6,
 }
 
 /// The books. Shared by all CPUs of a machine (which are on one thread: nothing here orders anything).
 pub(super) struct Ledger {
     entries: Vec<Entry>,
     next: AtomicUsize,
-    /// Closures that ran on the wrong CPU or saw wrong data, and results that were wrong.
+    /// What should not be: a closure on the wrong CPU or with wrong data, a wrong result, a CPU that serves in a rendezvous.
     pub(super) wrong: AtomicU64,
-    pub(super) posts: PostBooks,
-}
-
-/// What became of the posts.
-#[derive(Default)]
-pub(super) struct PostBooks {
-    pub(super) queued: AtomicU64,
-    pub(super) merged: AtomicU64,
-    pub(super) refused: AtomicU64,
 }
 
 impl Ledger {
     pub(super) fn new(calls: usize) -> Self {
         let entries = (0..calls).map(|_| Entry::default()).collect();
-        Self { entries, next: AtomicUsize::new(0), wrong: AtomicU64::new(0), posts: PostBooks::default() }
+        Self { entries, next: AtomicUsize::new(0), wrong: AtomicU64::new(0) }
     }
 
     /// Numbers for `wanted` calls, fewer if the books are nearly full; none if they are.
-    pub(super) fn begin(&self, wanted: usize) -> Option<core::ops::Range<usize>> {
+    pub(super) fn begin(&self, caller: Cpu, wanted: usize) -> Option<core::ops::Range<usize>> {
         let first = self.next.load(Relaxed);
         let last = (first + wanted).min(self.entries.len());
         self.next.store(last, Relaxed);
+        for call in first..last {
+            self.hand_over(call, caller);
+        }
         (last > first).then_some(first..last)
+    }
+
+    /// From now on it is this CPU that makes the call.
+    pub(super) fn hand_over(&self, call: usize, caller: Cpu) {
+        self.entries[call].caller.store(caller.number() as u16, Relaxed);
+    }
+
+    fn caller(&self, call: usize) -> Cpu {
+        Cpu::new(self.entries[call].caller.load(Relaxed).into())
+    }
+
+    /// Whether `caller` makes the call.
+    pub(super) fn is_made_by(&self, call: usize, caller: Cpu) -> bool {
+        self.caller(call) == caller
     }
 
     /// The closure of this call runs.
@@ -67,27 +85,61 @@ impl Ledger {
         self.entries[call].outcome.store(outcome as u8, Relaxed);
     }
 
+    /// This CPU was fenced: nobody will be told what became of the calls that it was making.
+    pub(super) fn orphan_calls_of(&self, caller: Cpu) {
+        for call in 0..self.has_begun() {
+            if self.caller(call) == caller && self.entries[call].outcome.load(Relaxed) == Outcome::Open as u8
+            {
+                self.tell(call, Outcome::Orphaned);
+            }
+        }
+    }
+
     pub(super) fn count(counter: &AtomicU64) {
         counter.store(counter.load(Relaxed) + 1, Relaxed);
+    }
+
+    /// Counts something that should not be.
+    pub(super) fn must(&self, holds: bool) {
+        if !holds {
+            Self::count(&self.wrong);
+        }
     }
 
     pub(super) fn has_begun(&self) -> usize {
         self.next.load(Relaxed)
     }
 
-    /// Balances the books.
-    pub(super) fn balance(&self) -> Balance {
+    /// Balances the books. Callers that `died` are told nothing, and those that are `stuck` watch a call that a dead CPU has
+    /// claimed.
+    pub(super) fn balance(&self, died: impl Fn(Cpu) -> bool, stuck: impl Fn(Cpu) -> bool) -> Balance {
         let mut balance = Balance::default();
-        for entry in &self.entries[..self.has_begun()] {
+        for (call, entry) in self.entries[..self.has_begun()].iter().enumerate() {
             let (runs, outcome) = (entry.runs.load(Relaxed), entry.outcome.load(Relaxed));
             match outcome {
                 o if o == Outcome::Completed as u8 && runs == 1 => balance.completed += 1,
                 o if o == Outcome::NotRun as u8 && runs == 0 => balance.told += 1,
                 o if o == Outcome::LeftClaimed as u8 && runs <= 1 => {
                     balance.told += 1;
-                    balance.left_claimed += u64::from(runs == 0);
+                    balance.overdue += u64::from(runs == 0);
                 }
-                o if o == Outcome::Open as u8 && runs <= 1 => balance.open += 1,
+                o if o == Outcome::IfOnline as u8 && runs <= 1 => {
+                    balance.completed += u64::from(runs);
+                    balance.told += u64::from(runs == 0);
+                }
+                o if o == Outcome::TargetDied as u8 && runs <= 1 => balance.told += 1,
+                o if o == Outcome::Orphaned as u8 && runs <= 1 => balance.orphaned += 1,
+                o if o == Outcome::Open as u8 && runs <= 1 => {
+                    let caller = self.caller(call);
+                    if died(caller) {
+                        balance.orphaned += 1;
+                    } else if stuck(caller) {
+                        balance.told += 1;
+                        balance.overdue += 1;
+                    } else {
+                        balance.broken += 1;
+                    }
+                }
                 _ => balance.broken += 1,
             }
         }
@@ -100,10 +152,10 @@ impl Ledger {
 pub(super) struct Balance {
     pub(super) completed: u64,
     pub(super) told: u64,
-    /// Of those told: left behind claimed by a target that has not run them.
-    pub(super) left_claimed: u64,
-    /// Their callers have not been told anything.
-    pub(super) open: u64,
-    /// Run and told otherwise, or run twice.
+    /// Of those told: left behind, or watched, claimed by a target that has not finished them.
+    pub(super) overdue: u64,
+    /// Their callers died.
+    pub(super) orphaned: u64,
+    /// Run and told otherwise, or run twice; or their callers were never told anything.
     pub(super) broken: u64,
 }

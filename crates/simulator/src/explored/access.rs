@@ -100,7 +100,7 @@ impl Processor {
 
 impl State {
     /// The running CPU is about to access an address: the location's number, and whether it is done at once.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn touch(&mut self, address: usize, access: Access) -> (u32, bool) {
         let running = self.running;
         let processor = &self.cpus[running];
@@ -120,6 +120,7 @@ impl State {
     }
 
     /// The running CPU accesses a location, now. What it finds in a word; plain data is left to the caller.
+    #[inline]
     pub(crate) fn access(
         &mut self,
         slot: u32,
@@ -137,6 +138,7 @@ impl State {
         }
     }
 
+    #[inline]
     fn access_word(
         &mut self,
         slot: u32,
@@ -203,6 +205,7 @@ impl State {
     }
 
     /// A word in memory changes.
+    #[inline]
     fn change(&mut self, slot: u32, found: u64, written: u64) {
         let explored = &mut self.explored;
         explored.log(slot, found);
@@ -216,14 +219,7 @@ impl State {
             let [before, after] = [found, written].map(|value| explored.places.canonical(value));
             explored.hash ^= pair(name, before) ^ pair(name, after);
         }
-        if explored.waiting != 0 {
-            for processor in &mut self.cpus {
-                if processor.met.is_some() && processor.watched.contains(&address) {
-                    processor.met = None;
-                    processor.stale = true;
-                }
-            }
-        }
+        self.forget_looks(address);
     }
 
     /// What the running CPU's access tells and is told.

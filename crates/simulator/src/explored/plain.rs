@@ -117,7 +117,7 @@ impl State {
         let does = |writes| if writes { "writes" } else { "reads" };
         let other =
             if race.cpu == usize::MAX { "another CPU".to_owned() } else { format!("CPU {}", race.cpu) };
-        let kernel = self.kernel.as_ref().and_then(|kernel| {
+        let kernel = self.images[0].kernel.as_ref().and_then(|kernel| {
             let address = self.explored.places.all[slot as usize].address;
             kernel.mailboxes().name_of(core::ptr::without_provenance(address))
         });

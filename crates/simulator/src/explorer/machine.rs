@@ -11,12 +11,16 @@ use crate::explored::{Learned, Options, place};
 use crate::hash::absorb;
 use crate::mutant::Mutant;
 use crate::places::{budget_place, irr_place, nmi_place};
-use crate::processor::Order;
+use crate::processor::{Anew, Order};
 use crate::stepped::{Offer, Stepper};
+use crate::waiting::Looked;
 use crate::{Config, ConfigError};
 
 /// Time may pass this often in one execution before the machine is said to hang.
 const PATIENCE: u32 = 40;
+/// An execution of more decisions than this has no end (law L3): protocols are a few hundred long. A decision is at most a
+/// thousand operations.
+pub(super) const LONGEST: u32 = 20_000;
 
 /// How a machine is explored.
 #[derive(Clone, Debug)]
@@ -68,6 +72,8 @@ pub struct ExploredMachine {
     all_stale: bool,
     /// How often only time has passed.
     idle: u32,
+    /// Decisions of this execution.
+    decided: u32,
     /// One bit for each CPU that makes no step any more.
     wedged: u64,
     /// Nothing was decided in this execution.
@@ -113,6 +119,7 @@ impl ExploredMachine {
             offers: vec![Offer::default(); protocol.cpus],
             all_stale: true,
             idle: 0,
+            decided: 0,
             wedged: 0,
             begins: true,
             started: false,
@@ -137,7 +144,16 @@ impl ExploredMachine {
         self.stepper.survey(&mut self.offers, core::mem::take(&mut self.all_stale));
     }
 
-    fn choices_of(&mut self, cpu: u16, offer: Offer, choices: &mut Vec<Choice>) {
+    /// What one CPU can do by itself.
+    fn choices_of(&mut self, cpu: u16, choices: &mut Vec<Choice>) {
+        let offer = self.offers[cpu as usize];
+        if self.is_wedged(cpu) {
+            if offer.has(Offer::FLUSH) {
+                // Its stores reach memory all the same.
+                choices.push(Choice::new(cpu, Action::Flush));
+            }
+            return;
+        }
         for (what, action) in [
             (Offer::NMI, Action::Nmi),
             (Offer::INTERRUPT, Action::Interrupt),
@@ -168,9 +184,6 @@ impl ExploredMachine {
     fn choices_of_time(&mut self, choices: &mut Vec<Choice>) {
         let stuck = choices.is_empty();
         let Bounds { expiries, ticks, wedges, .. } = self.left;
-        if !stuck && expiries == 0 && ticks == 0 && wedges == 0 {
-            return;
-        }
         let unfinished = self.each_cpu().any(|cpu| !self.is_done(cpu));
         let earliest = self.each_cpu().filter_map(|cpu| self.deadline(cpu)).min();
         for cpu in self.each_cpu() {
@@ -211,7 +224,7 @@ impl ExploredMachine {
 
     /// The same, after a decision of the CPU's.
     fn is_done_now(&self, cpu: u16) -> bool {
-        self.is_wedged(cpu) || self.stepper.with(|machine| machine.cpus[cpu as usize].is_idle())
+        self.is_wedged(cpu) || self.stepper.with(|machine| machine.cpus[cpu as usize].is_done())
     }
 
     /// Who has not ended, and where it stands.
@@ -225,11 +238,7 @@ impl ExploredMachine {
         waiting.collect::<Vec<_>>().join("; ")
     }
 
-    #[inline]
     fn act(&mut self, choice: Choice) {
-        if choice.action == Action::Step {
-            return self.stepper.go_on(choice.cpu as usize, Some(Order::Step));
-        }
         let index = choice.cpu as usize;
         let cpu = Cpu::new(choice.cpu.into());
         match choice.action {
@@ -287,6 +296,7 @@ impl ExploredMachine {
     }
 
     /// Whether what has happened since somebody asked last breaks a law, or ends the exploration.
+    #[inline]
     fn is_in_trouble(&self) -> bool {
         self.stepper.with(|machine| {
             let explored = &machine.explored;
@@ -312,33 +322,34 @@ impl ExploredMachine {
         }
     }
 
-    /// What the choice takes from the budgets, and that others can notice that.
-    fn spend(&mut self, choice: Choice, footprint: &mut Footprint) {
+    /// What the choice takes from the budgets.
+    fn spend(&mut self, choice: Choice) {
+        match choice.action {
+            Action::Step | Action::Interrupt | Action::Nmi | Action::Flush => {}
+            Action::Lose(losing) => self.left.drops -= losing.count_ones(),
+            Action::Expire => self.left.expiries -= 1,
+            Action::Tick => self.left.ticks -= 1,
+            Action::Wedge => self.left.wedges -= 1,
+            Action::TimePasses => self.idle += 1,
+        }
+    }
+
+    /// What others can notice of what the choice took from the budgets, or could have.
+    fn touch_budgets(&mut self, choice: Choice, footprint: &mut Footprint) {
         let (drops, expiries, ticks, wedges, unfinished) = (0, 1, 2, 3, 4);
         match choice.action {
-            Action::Lose(losing) => {
-                self.left.drops -= losing.count_ones();
-                footprint.add(budget_place(drops), Use::Write);
-            }
-            Action::Expire => {
-                self.left.expiries -= 1;
-                footprint.add(budget_place(expiries), Use::Write);
-            }
+            Action::Lose(_) => footprint.add(budget_place(drops), Use::Write),
+            Action::Expire => footprint.add(budget_place(expiries), Use::Write),
             Action::Tick => {
-                self.left.ticks -= 1;
                 footprint.add(budget_place(ticks), Use::Write);
                 footprint.add(budget_place(unfinished), Use::Read);
             }
             Action::Wedge => {
-                self.left.wedges -= 1;
                 footprint.add(budget_place(wedges), Use::Write);
                 self.touch_what_moves(choice.cpu, footprint);
             }
-            Action::TimePasses => {
-                self.idle += 1;
-                *footprint = Footprint::EVERYTHING;
-            }
-            _ => {}
+            Action::TimePasses => *footprint = Footprint::EVERYTHING,
+            Action::Step | Action::Interrupt | Action::Nmi | Action::Flush => {}
         }
         if self.bounds.ticks > 0 && self.is_done_now(choice.cpu) {
             // This may be the last end, after which no tick comes.
@@ -365,6 +376,7 @@ impl System for ExploredMachine {
         self.idle = 0;
         self.wedged = 0;
         self.begins = true;
+        self.decided = 0;
         if self.started {
             // SAFETY: the programs own nothing across their operations that relies on being dropped, says `Scenario`, and
             // the mailboxes, which could refer to their stacks, are put back.
@@ -382,25 +394,17 @@ impl System for ExploredMachine {
             return Err(self.trouble());
         }
         self.look();
-        for cpu in 0..self.cpus {
-            let offer = self.offers[cpu as usize];
-            if self.wedged != 0 && self.is_wedged(cpu) {
-                if offer.has(Offer::FLUSH) {
-                    // Its stores reach memory all the same.
-                    choices.push(Choice::new(cpu, Action::Flush));
-                }
-                continue;
-            }
-            if offer.is_simple() {
-                if offer.has(Offer::STEP) {
-                    choices.push(Choice::step(cpu));
-                }
-            } else {
-                self.choices_of(cpu, offer, choices);
-            }
+        if self.wedged == 0 && self.offers.iter().all(|offer| offer.is_simple()) {
+            let steps = (0..).zip(&self.offers).filter(|(_, offer)| offer.has(Offer::STEP));
+            choices.extend(steps.map(|(cpu, _)| Choice::step(cpu)));
+        } else {
+            (0..self.cpus).for_each(|cpu| self.choices_of(cpu, choices));
         }
         let anybody = !choices.is_empty();
-        self.choices_of_time(choices);
+        let Bounds { expiries, ticks, wedges, .. } = self.left;
+        if !anybody || expiries | ticks | wedges != 0 {
+            self.choices_of_time(choices);
+        }
         if anybody {
             return Ok(());
         }
@@ -423,21 +427,39 @@ impl System for ExploredMachine {
             self.look();
             self.sends(choice.cpu)
         };
-        self.act(choice);
+        self.perform_only(choice)?;
         let mut footprint = Footprint::NOTHING;
-        let trouble = self.stepper.with(|machine| {
-            let explored = &machine.explored;
-            footprint.copy_from(&explored.footprint);
-            explored.violation.is_some() || explored.contradicted || machine.stop.is_some()
-        });
-        if trouble {
-            return Err(self.trouble());
-        }
+        self.stepper.with(|machine| footprint.copy_from(&machine.explored.footprint));
         if losable {
             footprint.add(budget_place(0), Use::Read);
         }
-        self.spend(choice, &mut footprint);
+        self.touch_budgets(choice, &mut footprint);
         Ok(footprint)
+    }
+
+    #[inline]
+    fn perform_only(&mut self, choice: Choice) -> Result<(), Violation> {
+        self.decided += 1;
+        if self.decided > LONGEST {
+            let what = format!(
+                "no end after {LONGEST} decisions: CPU {} goes round in circles, or another",
+                choice.cpu
+            );
+            return Err(Violation::new("L3", what));
+        }
+        if choice.action == Action::Step {
+            // By far the most, and they take nothing from the budgets.
+            self.stepper.go_on(choice.cpu as usize, Some(Order::Step));
+        } else {
+            self.act(choice);
+        }
+        if self.is_in_trouble() {
+            return Err(self.trouble());
+        }
+        if choice.action != Action::Step {
+            self.spend(choice);
+        }
+        Ok(())
     }
 
     fn withheld(&mut self, cpu: u16) -> Footprint {
@@ -445,6 +467,8 @@ impl System for ExploredMachine {
         if self.is_wedged(cpu) {
             return withheld;
         }
+        // Who has replayed to here has not looked.
+        self.look();
         let index = cpu as usize;
         let enabled = self.offers[index].has(Offer::STEP);
         let waits = self.deadline(Cpu::new(cpu.into())).is_some();
@@ -457,11 +481,12 @@ impl System for ExploredMachine {
                     let slot = places.slot(address);
                     withheld.add(places.all[slot as usize].place, Use::Read);
                 }
-                if processor.met.is_none() {
+                if processor.looked == Looked::Unknown {
                     withheld.add(irr_place(index), Use::Read);
                 }
             }
-            if processor.interrupts_enabled && !processor.vector_deliverable {
+            let reset = processor.anew == Some(Anew::WaitForStartUp);
+            if reset || processor.interrupts_enabled && !processor.vector_deliverable {
                 withheld.add(irr_place(index), Use::Read);
             }
             if processor.nmi_depth == 0 && !processor.nmi_deliverable {
@@ -488,6 +513,7 @@ impl System for ExploredMachine {
     }
 
     fn owed_to(&mut self, choice: Choice) -> Option<Place> {
+        self.look();
         // Where the deadline could come instead, the CPU has something to do without that change too.
         let expires = self.bounds.expiries > 0 && self.offers[choice.cpu as usize].has(Offer::DEADLINE);
         if choice.action == Action::Step && !expires {

@@ -1,9 +1,10 @@
 //! The laws of the shipping code, as named explorations, and what they are to be told from.
 //!
-//! * `calls`, `many`, `posts`, `closing`, `recovery`: machines of two or three CPUs with mailboxes and the
+//! * `calls`, `many`, `posts`, `closing`, `hotplug`, `recovery`: machines of two or three CPUs with mailboxes and the
 //!   handlers that ship. What the programs were told, and what ran, is entered in books from both sides and has to
-//!   balance at every end. `larger`: three CPUs with two or more calls each.
+//!   balance at every end. `crashing`: crash stops. `handing_over`: what a crash leaves to the capture kernel. `work`: deferred work. `rendezvous`: all CPUs stop. `larger`: three CPUs with two or more calls each.
 //! * `apic`: the driver of the local APIC that ships, beside the mistakes that it does not make.
+//! * `stray_eoi`: ends of interrupt that belong to nothing, and an IPI to one CPU by way of a mask.
 //! * `then`: algorithms of the past that lost calls, beside what would have held.
 //! * `sketches`: mailboxes as one first sketches them, each with one mistake, and the same without it.
 //!
@@ -24,12 +25,19 @@ mod apic;
 mod books;
 mod calls;
 mod closing;
+mod crashing;
+mod dead_posts;
+mod handing_over;
+mod hotplug;
 mod larger;
 mod many;
 mod posts;
 mod recovery;
+mod rendezvous;
 mod sketches;
+mod stray_eoi;
 mod then;
+mod work;
 
 use books::{Books, Errand, FOR_EVER};
 
@@ -40,8 +48,15 @@ pub fn all() -> Vec<Protocol> {
     all.extend(posts::all());
     all.extend(closing::all());
     all.extend(recovery::all());
+    all.extend(hotplug::all());
+    all.extend(dead_posts::all());
+    all.extend(crashing::all());
+    all.extend(handing_over::all());
+    all.extend(work::all());
+    all.extend(rendezvous::all());
     all.extend(larger::all());
     all.extend(apic::all());
+    all.extend(stray_eoi::all());
     all.extend(then::all());
     all.extend(sketches::all());
     all.extend([small::ok(2), small::irq(2), small::bug(), small::fix()]);

@@ -117,7 +117,7 @@ pub(super) fn execute(
         }
         let choice = scheduler.choose(offered);
         schedule.push(choice);
-        if let Err(violation) = system.perform(choice) {
+        if let Err(violation) = system.perform_only(choice) {
             return End::Broken(violation);
         }
     }

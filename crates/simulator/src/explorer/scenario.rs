@@ -5,6 +5,7 @@ use std::cell::RefCell;
 use std::sync::Arc;
 
 use smpcall_local_apic::Routing;
+use smpcall_machine::Cpu;
 
 use super::system::Violation;
 use crate::kernel::Hooks;
@@ -30,6 +31,8 @@ type Handling = Box<dyn Fn(InterruptFrame)>;
 #[derive(Default)]
 pub struct Scenario {
     programs: Vec<Program<'static>>,
+    not_started: Vec<Cpu>,
+    start_up: Option<Box<dyn Fn(Cpu, u8)>>,
     lasting: Vec<Lasting>,
     names: Vec<(usize, String)>,
     handlers: Handlers,
@@ -66,6 +69,16 @@ impl Scenario {
         self.programs.push(Box::new(program));
     }
 
+    /// A CPU that waits for a start-up message at first. If it has a program, that does not run.
+    pub fn not_started(&mut self, cpu: Cpu) {
+        self.not_started.push(cpu);
+    }
+
+    /// What a CPU does that a start-up message has started: see [`World::on_start_up`](crate::World::on_start_up).
+    pub fn start_up(&mut self, program: impl Fn(Cpu, u8) + 'static) {
+        self.start_up = Some(Box::new(program));
+    }
+
     /// The handler of a vector, on every CPU. It ends the interrupt itself.
     pub fn handler(&mut self, vector: u8, handler: impl Fn(InterruptFrame) + 'static) {
         self.handlers.of_vectors.push((vector, Box::new(handler)));
@@ -87,10 +100,14 @@ impl Scenario {
         config: &Config,
         hooks: Option<Hooks>,
     ) -> Result<(Stepper<'static>, Aftermath), crate::ConfigError> {
+        let config = Config { not_started: self.not_started, ..config.clone() };
         let mut stepper = match hooks {
-            Some(hooks) => Stepper::with_kernel(config, self.programs, hooks)?,
-            None => Stepper::new(config, self.programs)?,
+            Some(hooks) => Stepper::with_kernel(&config, self.programs, hooks)?,
+            None => Stepper::new(&config, self.programs)?,
         };
+        if let Some(start_up) = self.start_up {
+            stepper.on_start_up(start_up);
+        }
         for lasting in &self.lasting {
             stepper.declare(lasting.base, lasting.bytes);
         }

@@ -58,6 +58,14 @@ pub trait System {
     /// What happened breaks a law. The execution ends with that.
     fn perform(&mut self, choice: Choice) -> Result<Footprint, Violation>;
 
+    /// As [`perform`](Self::perform), for who does not want to know what it touched: who draws at random, or replays.
+    ///
+    /// # Errors
+    /// As [`perform`](Self::perform).
+    fn perform_only(&mut self, choice: Choice) -> Result<(), Violation> {
+        self.perform(choice).map(|_| ())
+    }
+
     /// How many CPUs it has. Choices name CPUs below this.
     fn cpus(&self) -> u16;
 

@@ -15,6 +15,10 @@ pub struct ParseFaultError {
     problem: Problem,
 }
 
+/// All faults, for people.
+const NAMES: &str = "clock-stops, delay, delay-tick, drop, duplicate, icr-busy, lose-tick, nmi-wedge, no-tick, pause, \
+     spurious, stop and wedge";
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Problem {
     UnknownFault,
@@ -32,9 +36,7 @@ impl fmt::Display for ParseFaultError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "in the fault `{}`: ", self.fault)?;
         match &self.problem {
-            Problem::UnknownFault => f.write_str(
-                "no fault has this name; there are drop, delay, duplicate, wedge, stop and no-tick",
-            ),
+            Problem::UnknownFault => write!(f, "no fault has this name; there are {NAMES}"),
             Problem::UnknownField(field) => write!(f, "it has no field `{field}`"),
             Problem::FieldTwice(field) => write!(f, "the field `{field}` is given twice"),
             Problem::FieldMissing(field) => write!(f, "the field `{field}` is missing"),
@@ -94,6 +96,22 @@ impl<'a> Fields<'a> {
         parsed.map(|nanos| Some(Duration::from_nanos(nanos))).ok_or(Problem::NotATime(name, text.into()))
     }
 
+    fn some_cpu(&mut self) -> Result<Cpu, Problem> {
+        self.cpu("cpu")?.ok_or(Problem::FieldMissing("cpu"))
+    }
+
+    fn moment(&mut self) -> Result<Instant, Problem> {
+        Ok(Instant::default().plus(self.time("at")?.ok_or(Problem::FieldMissing("at"))?))
+    }
+
+    fn flag(&mut self, name: &'static str) -> Result<bool, Problem> {
+        match self.take(name)? {
+            None => Ok(false),
+            Some("") => Ok(true),
+            Some(value) => Err(Problem::UnknownField(format!("{name}={value}"))),
+        }
+    }
+
     fn probability(&mut self) -> Result<Option<Probability>, Problem> {
         let Some(text) = self.take("p")? else { return Ok(None) };
         let probability = text.parse().ok().and_then(Probability::new);
@@ -102,11 +120,7 @@ impl<'a> Fields<'a> {
 
     fn filter(&mut self) -> Result<Filter, Problem> {
         let vector = self.number("vector", 255)?.map(|vector| MessageKind::Vector(vector as u8));
-        let nmi = match self.take("nmi")? {
-            None => None,
-            Some("") => Some(MessageKind::Nmi),
-            Some(value) => return Err(Problem::UnknownField(format!("nmi={value}"))),
-        };
+        let nmi = self.flag("nmi")?.then_some(MessageKind::Nmi);
         if vector.is_some() && nmi.is_some() {
             return Err(Problem::VectorAndNmi);
         }
@@ -142,6 +156,37 @@ fn parse_fault(text: &str) -> Result<Fault, Problem> {
             at: Instant::default().plus(fields.time("at")?.ok_or(Problem::FieldMissing("at"))?),
             duration: fields.time("for")?,
             takes_nmis: name == "wedge",
+        },
+        "nmi-wedge" => Fault::WedgeInNmi {
+            cpu: fields.some_cpu()?,
+            at: Instant::default().plus(fields.time("at")?.unwrap_or_default()),
+            duration: fields.time("for")?,
+        },
+        "pause" => Fault::Pause {
+            at: fields.moment()?,
+            duration: fields.time("for")?.ok_or(Problem::FieldMissing("for"))?,
+            clock_stops: fields.flag("clock-stops")?,
+        },
+        "clock-stops" => {
+            Fault::ClockStops { cpu: fields.some_cpu()?, at: fields.moment()?, duration: fields.time("for")? }
+        }
+        "icr-busy" => {
+            Fault::IcrBusy { cpu: fields.some_cpu()?, at: fields.moment()?, duration: fields.time("for")? }
+        }
+        "spurious" => Fault::Spurious { cpu: fields.some_cpu()?, at: fields.moment()? },
+        "lose-tick" => {
+            let cpu = fields.cpu("cpu")?;
+            match (fields.number("n", u64::MAX)?, fields.probability()?) {
+                (nth @ Some(_), None) => Fault::LoseTick { nth, probability: Probability::ONE, cpu },
+                (None, Some(probability)) => Fault::LoseTick { nth: None, probability, cpu },
+                (Some(_), Some(_)) => return Err(Problem::NthAndProbability),
+                (None, None) => return Err(Problem::FieldMissing("n")),
+            }
+        }
+        "delay-tick" => Fault::DelayTick {
+            probability: fields.probability()?.unwrap_or(Probability::ONE),
+            by: fields.time("by")?.ok_or(Problem::FieldMissing("by"))?,
+            cpu: fields.cpu("cpu")?,
         },
         "no-tick" => Fault::NoTick { cpu: fields.cpu("cpu")?.ok_or(Problem::FieldMissing("cpu"))? },
         _ => return Err(Problem::UnknownFault),
@@ -184,6 +229,24 @@ impl fmt::Display for Filter {
     }
 }
 
+fn of_cpu(f: &mut fmt::Formatter<'_>, cpu: Option<Cpu>) -> fmt::Result {
+    cpu.map_or(Ok(()), |cpu| write!(f, ":cpu={}", cpu.number()))
+}
+
+/// A fault that lasts from a moment on.
+fn span(
+    f: &mut fmt::Formatter<'_>,
+    name: &str,
+    cpu: Option<Cpu>,
+    at: Instant,
+    duration: Option<Duration>,
+) -> fmt::Result {
+    f.write_str(name)?;
+    of_cpu(f, cpu)?;
+    write!(f, ":at={}ns", at.as_nanos())?;
+    duration.map_or(Ok(()), |duration| write!(f, ":for={}ns", duration.as_nanos()))
+}
+
 /// The text form.
 impl fmt::Display for Fault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -200,6 +263,25 @@ impl fmt::Display for Fault {
                 duration.map_or(Ok(()), |duration| write!(f, ":for={}ns", duration.as_nanos()))
             }
             Self::NoTick { cpu } => write!(f, "no-tick:cpu={}", cpu.number()),
+            Self::WedgeInNmi { cpu, at, duration } => span(f, "nmi-wedge", Some(*cpu), *at, *duration),
+            Self::ClockStops { cpu, at, duration } => span(f, "clock-stops", Some(*cpu), *at, *duration),
+            Self::IcrBusy { cpu, at, duration } => span(f, "icr-busy", Some(*cpu), *at, *duration),
+            Self::Spurious { cpu, at } => span(f, "spurious", Some(*cpu), *at, None),
+            Self::Pause { at, duration, clock_stops } => {
+                span(f, "pause", None, *at, Some(*duration))?;
+                f.write_str(if *clock_stops { ":clock-stops" } else { "" })
+            }
+            Self::LoseTick { nth, probability, cpu } => {
+                match nth {
+                    Some(nth) => write!(f, "lose-tick:n={nth}")?,
+                    None => write!(f, "lose-tick:p={}", probability.get())?,
+                }
+                of_cpu(f, *cpu)
+            }
+            Self::DelayTick { probability, by, cpu } => {
+                write!(f, "delay-tick:by={}ns:p={}", by.as_nanos(), probability.get())?;
+                of_cpu(f, *cpu)
+            }
         }
     }
 }
@@ -215,8 +297,9 @@ mod tests {
 
     #[test]
     fn every_mistake_is_told_in_one_sentence() {
+        let unknown = format!("no fault has this name; there are {NAMES}");
         for (text, sentence) in [
-            ("explode", "no fault has this name; there are drop, delay, duplicate, wedge, stop and no-tick"),
+            ("explode", unknown.as_str()),
             ("drop:n=1:colour=red", "it has no field `colour`"),
             ("drop:n=1:n=2", "the field `n` is given twice"),
             ("drop:to=1", "the field `n` is missing"),
@@ -229,7 +312,7 @@ mod tests {
             ("drop:n=1:p=0.5", "give either `n` or `p`, not both"),
             ("drop:n=1:nmi:vector=3", "an NMI has no vector: give either `vector` or `nmi`"),
             ("wedge:cpu=1", "the field `at` is missing"),
-            ("", "no fault has this name; there are drop, delay, duplicate, wedge, stop and no-tick"),
+            ("", unknown.as_str()),
         ] {
             let list = format!("no-tick:cpu=0,{text}");
             assert_eq!(error(&list), format!("in the fault `{text}`: {sentence}"));
@@ -278,6 +361,35 @@ mod tests {
                 }
             ),
             (0..99u32).prop_map(|cpu| Fault::NoTick { cpu: Cpu::new(cpu) }),
+            (0..99u32, any::<u64>(), prop::option::of(duration()), 0..4u8).prop_map(
+                |(cpu, at, duration, which)| {
+                    let (cpu, at) = (Cpu::new(cpu), Instant::from_nanos(at));
+                    match which {
+                        0 => Fault::WedgeInNmi { cpu, at, duration },
+                        1 => Fault::ClockStops { cpu, at, duration },
+                        2 => Fault::IcrBusy { cpu, at, duration },
+                        _ => Fault::Spurious { cpu, at },
+                    }
+                }
+            ),
+            (any::<u64>(), duration(), any::<bool>()).prop_map(|(at, duration, clock_stops)| Fault::Pause {
+                at: Instant::from_nanos(at),
+                duration,
+                clock_stops
+            }),
+            (any::<u64>(), prop::option::of(0..99u32)).prop_map(|(nth, cpu)| Fault::LoseTick {
+                nth: Some(nth),
+                probability: Probability::ONE,
+                cpu: cpu.map(Cpu::new)
+            }),
+            (probability(), prop::option::of(0..99u32)).prop_map(|(probability, cpu)| Fault::LoseTick {
+                nth: None,
+                probability,
+                cpu: cpu.map(Cpu::new)
+            }),
+            (probability(), duration(), prop::option::of(0..99u32)).prop_map(|(probability, by, cpu)| {
+                Fault::DelayTick { probability, by, cpu: cpu.map(Cpu::new) }
+            }),
         ]
     }
 

@@ -6,7 +6,7 @@ use smpcall_machine::EventKind;
 
 /// What became of an IPI; times in nanoseconds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Fate {
+pub(crate) enum Fate {
     Accepted(u64),
     Merged(u64),
     Lost(u64),
@@ -16,35 +16,35 @@ pub(super) enum Fate {
 
 /// One IPI to one target.
 #[derive(Clone, Debug)]
-pub(super) struct Message {
-    pub(super) number: u64,
-    pub(super) from: u32,
-    pub(super) to: u32,
-    pub(super) vector: u32,
+pub(crate) struct Message {
+    pub(crate) number: u64,
+    pub(crate) from: u32,
+    pub(crate) to: u32,
+    pub(crate) vector: u32,
     /// Delivered as an NMI: the vector means nothing.
-    pub(super) nmi: bool,
+    pub(crate) nmi: bool,
     /// `None`: the trace begins after the sending.
-    pub(super) sent: Option<u64>,
-    pub(super) fate: Fate,
+    pub(crate) sent: Option<u64>,
+    pub(crate) fate: Fate,
     /// The attempt, if this is a repeated ring.
-    pub(super) again: Option<u32>,
+    pub(crate) again: Option<u32>,
     /// When the ring was repeated that arrived although this one did not.
-    pub(super) mended: Option<u64>,
+    pub(crate) mended: Option<u64>,
 }
 
 impl Message {
     /// What is sent, for people.
-    pub(super) fn what(&self) -> String {
+    pub(crate) fn what(&self) -> String {
         if self.nmi { "NMI".into() } else { format!("{:#04x}", self.vector) }
     }
 
     /// The first time known of it.
-    pub(super) fn begin(&self) -> u64 {
+    pub(crate) fn begin(&self) -> u64 {
         self.sent.or(self.end()).unwrap_or_default()
     }
 
     /// The last time known of it.
-    pub(super) fn end(&self) -> Option<u64> {
+    pub(crate) fn end(&self) -> Option<u64> {
         match self.fate {
             Fate::Accepted(at) | Fate::Merged(at) | Fate::Lost(at) | Fate::Rejected(at) => Some(at),
             Fate::OnItsWay => None,
@@ -54,7 +54,7 @@ impl Message {
 
 /// What a CPU does for a while.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) enum SpanKind {
+pub(crate) enum SpanKind {
     /// An interrupt handler; `ipi` if the vector is one that IPIs of this trace carry.
     Interrupt { vector: u32, ipi: bool },
     /// A wait, for a certain CPU if known, in a named frame if known.
@@ -69,45 +69,45 @@ pub(super) enum SpanKind {
 
 /// Something that lasts on one CPU.
 #[derive(Clone, Debug)]
-pub(super) struct Span {
-    pub(super) cpu: u32,
-    pub(super) kind: SpanKind,
-    pub(super) begin: u64,
+pub(crate) struct Span {
+    pub(crate) cpu: u32,
+    pub(crate) kind: SpanKind,
+    pub(crate) begin: u64,
     /// `None`: it still lasted when the trace ended.
-    pub(super) end: Option<u64>,
+    pub(crate) end: Option<u64>,
     /// How many spans of the same sort enclose it.
-    pub(super) depth: u32,
+    pub(crate) depth: u32,
     /// When a wait was interrupted by a look at what it waits for, to be continued.
-    pub(super) looks: Vec<u64>,
+    pub(crate) looks: Vec<u64>,
     /// Nothing came of it: an interrupt that is no IPI and led to nothing that is traced (a tick), or a wait that
     /// was over before an IPI could have arrived.
-    pub(super) routine: bool,
+    pub(crate) routine: bool,
 }
 
 /// Something that happens at one moment on one CPU.
 #[derive(Clone, Debug)]
-pub(super) struct Mark {
-    pub(super) cpu: u32,
-    pub(super) other: Option<u32>,
-    pub(super) time: u64,
-    pub(super) kind: EventKind,
-    pub(super) argument: u64,
+pub(crate) struct Mark {
+    pub(crate) cpu: u32,
+    pub(crate) other: Option<u32>,
+    pub(crate) time: u64,
+    pub(crate) kind: EventKind,
+    pub(crate) argument: u64,
     /// The innermost named frame at that moment.
-    pub(super) frame: Option<String>,
+    pub(crate) frame: Option<String>,
 }
 
 /// A whole trace, paired up.
 #[derive(Default)]
-pub(super) struct Activity {
-    pub(super) messages: Vec<Message>,
-    pub(super) spans: Vec<Span>,
-    pub(super) marks: Vec<Mark>,
+pub(crate) struct Activity {
+    pub(crate) messages: Vec<Message>,
+    pub(crate) spans: Vec<Span>,
+    pub(crate) marks: Vec<Mark>,
     /// Kinds that have no glyph, and how often they occurred.
-    pub(super) without_glyph: BTreeMap<EventKind, usize>,
+    pub(crate) without_glyph: BTreeMap<EventKind, usize>,
     /// Events on or about CPUs that the machine does not have.
-    pub(super) beyond: usize,
+    pub(crate) beyond: usize,
     /// How long an IPI takes from sending to acceptance, in the middle; nanoseconds, 0 if none was accepted.
-    pub(super) latency: u64,
-    pub(super) first: u64,
-    pub(super) last: u64,
+    pub(crate) latency: u64,
+    pub(crate) first: u64,
+    pub(crate) last: u64,
 }

@@ -9,7 +9,7 @@ use super::units::{count, duration};
 
 /// How bad a finding is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Severity {
+pub(crate) enum Severity {
     /// Something was lost or stands still.
     Bad,
     /// Something was lost and mended.
@@ -20,18 +20,20 @@ pub(super) enum Severity {
 
 /// One sentence.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Finding {
-    pub(super) severity: Severity,
-    pub(super) text: String,
+pub(crate) struct Finding {
+    pub(crate) severity: Severity,
+    /// When it happened, or was noticed; nanoseconds.
+    pub(crate) time: u64,
+    pub(crate) text: String,
 }
 
 /// At most this many sentences; what is more is counted in the last one.
 const MOST: usize = 5;
 
 /// What the trace shows.
-pub(super) fn findings(activity: &Activity) -> Vec<Finding> {
+pub(crate) fn findings(activity: &Activity) -> Vec<Finding> {
     let mut findings = Vec::new();
-    let mut add = |severity, text| findings.push(Finding { severity, text });
+    let mut add = |severity, time, text| findings.push(Finding { severity, time, text });
     // Of these CPUs a finding says that they wait, or why they stand still.
     let mut told = BTreeSet::new();
     let mut losses = 0;
@@ -40,7 +42,8 @@ pub(super) fn findings(activity: &Activity) -> Vec<Finding> {
             let severity = if message.mended.is_some() { Severity::Mended } else { Severity::Bad };
             losses += 1;
             // What is only counted in the end needs no text: there may be very many.
-            add(severity, if losses <= MOST { loss(activity, message) } else { String::new() });
+            let text = if losses <= MOST { loss(activity, message) } else { String::new() };
+            add(severity, message.begin(), text);
             told.insert(message.from);
         }
     }
@@ -64,7 +67,7 @@ pub(super) fn findings(activity: &Activity) -> Vec<Finding> {
             EventKind::CallWithdrawn => withdrawal(activity, mark, &when),
             _ => continue,
         };
-        add(Severity::Bad, text);
+        add(Severity::Bad, mark.time, text);
     }
     for span in activity.spans.iter().filter(|span| span.end.is_none() && !told.contains(&span.cpu)) {
         if let SpanKind::Wait { target, .. } = &span.kind {
@@ -72,13 +75,14 @@ pub(super) fn findings(activity: &Activity) -> Vec<Finding> {
             let length = duration(activity.last - span.begin);
             add(
                 Severity::Bad,
+                activity.last,
                 format!("CPU {} has waited{whom} for {length} when the trace ends.", span.cpu),
             );
         }
     }
     if findings.is_empty() {
         let text = format!("No IPI was lost and nobody is left waiting. {}", tally(activity));
-        return vec![Finding { severity: Severity::Good, text }];
+        return vec![Finding { severity: Severity::Good, time: activity.last, text }];
     }
     if findings.len() > MOST {
         let rest = findings.split_off(MOST - 1);
@@ -87,7 +91,12 @@ pub(super) fn findings(activity: &Activity) -> Vec<Finding> {
         } else {
             Severity::Mended
         };
-        findings.push(Finding { severity, text: format!("And {} more.", count(rest.len(), "such finding")) });
+        let time = rest.iter().map(|finding| finding.time).min().unwrap_or(activity.last);
+        findings.push(Finding {
+            severity,
+            time,
+            text: format!("And {} more.", count(rest.len(), "such finding")),
+        });
     }
     findings
 }

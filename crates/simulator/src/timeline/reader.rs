@@ -49,7 +49,7 @@ struct Reader<'a> {
 
 impl Activity {
     /// Pairs up `events` of a machine with `cpus` CPUs.
-    pub(super) fn new(cpus: u32, events: &[Event], frame_names: &[String]) -> Self {
+    pub(crate) fn new(cpus: u32, events: &[Event], frame_names: &[String]) -> Self {
         let mut sorted: Vec<&Event> = events.iter().collect();
         // Stable: what happened at one instant stays in the order of the trace.
         sorted.sort_by_key(|event| event.time);

@@ -13,7 +13,7 @@ const FRAMES: [&str; 6] = [
 ];
 
 /// [`FRAMES`] as the picture takes them.
-pub(super) fn frame_names() -> Vec<String> {
+pub(crate) fn frame_names() -> Vec<String> {
     FRAMES.map(str::to_owned).to_vec()
 }
 
@@ -22,17 +22,17 @@ const VECTOR: u32 = 0xfb;
 const TIMER: u32 = 0xef;
 
 /// Builds a trace event by event.
-pub(super) struct Trace {
-    pub(super) events: Vec<Event>,
+pub(crate) struct Trace {
+    pub(crate) events: Vec<Event>,
     next_message: u64,
 }
 
 impl Trace {
-    pub(super) fn new() -> Self {
+    pub(crate) fn new() -> Self {
         Self { events: Vec::new(), next_message: 1 }
     }
 
-    pub(super) fn at(
+    pub(crate) fn at(
         &mut self,
         time: u64,
         cpu: u32,
@@ -46,7 +46,7 @@ impl Trace {
     }
 
     /// An IPI; `None` loses it. Returns when the handler begins.
-    pub(super) fn ipi(&mut self, time: u64, from: u32, to: u32, latency: Option<u64>) -> u64 {
+    pub(crate) fn ipi(&mut self, time: u64, from: u32, to: u32, latency: Option<u64>) -> u64 {
         let number = self.next_message;
         self.next_message += 1;
         self.at(time, from, EventKind::IcrWritten, Some(to), VECTOR, 0);
@@ -59,7 +59,7 @@ impl Trace {
     }
 
     /// The handler of an IPI, in which one call of `caller` is run.
-    pub(super) fn handler(&mut self, time: u64, cpu: u32, caller: u32) {
+    pub(crate) fn handler(&mut self, time: u64, cpu: u32, caller: u32) {
         self.at(time, cpu, EventKind::InterruptTaken, None, VECTOR, 0);
         self.at(time + 200, cpu, EventKind::CallClaimed, Some(caller), 0, 0);
         self.at(time + 700, cpu, EventKind::CallRun, Some(caller), 0, 0);
@@ -84,7 +84,7 @@ impl Trace {
 }
 
 /// 16 CPUs as in 2009: CPU 5 waits for CPU 11 until the soft-lockup check starts a dump, 10 s later.
-pub(super) fn lost_call_then(cpus: u32) -> Vec<Event> {
+pub(crate) fn lost_call_then(cpus: u32) -> Vec<Event> {
     const LOCKUP: u64 = 10_000_000_000;
     let mut trace = Trace::new();
     for (number, _) in (0_u64..4).zip(FRAMES) {
@@ -129,7 +129,7 @@ fn short_wait(trace: &mut Trace, time: u64) {
 }
 
 /// A CPU that is wedged from the start is rung again and again, probed and given up.
-pub(super) fn dead_target(rings: u32) -> Vec<Event> {
+pub(crate) fn dead_target(rings: u32) -> Vec<Event> {
     const TARGET: u32 = 1;
     let mut trace = Trace::new();
     trace.at(0, TARGET, EventKind::Wedged, None, 0, u64::MAX);
@@ -156,7 +156,7 @@ pub(super) fn dead_target(rings: u32) -> Vec<Event> {
 }
 
 /// The same loss, with the ring repeated after 250 us.
-pub(super) fn lost_call_now(cpus: u32) -> Vec<Event> {
+pub(crate) fn lost_call_now(cpus: u32) -> Vec<Event> {
     let mut trace = Trace::new();
     trace.at(1_200, CALLER, EventKind::ManyQueued, None, 0, u64::from(cpus - 1));
     trace.volley(1_300, cpus, CALLER, Some(11));

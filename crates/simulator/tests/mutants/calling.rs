@@ -362,6 +362,7 @@ fn visible() -> Protocol {
     protocol
 }
 
+#[expect(clippy::result_large_err, reason = "it holds the sets of CPUs")]
 fn call_many(
     calling: &Calling,
     call: usize,

@@ -43,7 +43,7 @@ pub(crate) enum Fate {
     Crashed(String),
 }
 
-/// One exploration.
+/// One exploration of all states.
 pub(crate) fn attempt(
     protocol: &Protocol,
     memory: MemoryModel,

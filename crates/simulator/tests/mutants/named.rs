@@ -3,7 +3,7 @@
 use smpcall_simulator::explorer::MemoryModel::{self, Sc, Tso};
 use smpcall_simulator::mutant::Fault::{
     self, Finds, NotAtomic, NotDisabled, NotFenced, NotSent, NotWaited, NotWritten, RegisterNotWritten,
-    RegisterReads, RegisterWrittenTwice, Relaxed, SentTwice, Twice, Unconditional, Writes,
+    RegisterReads, RegisterWrittenTwice, Relaxed, SentTwice, Unconditional, Writes,
 };
 use smpcall_simulator::mutant::Mutant;
 
@@ -30,6 +30,13 @@ impl Named {
         Mutant::at(path, text, self.snippet, self.fault)
     }
 
+    /// Whether it is in what a call, a post or a single interrupt goes through, and not in what takes many steps before it
+    /// begins: deferred work, CPUs that come, go or die, a rendezvous, a crash stop.
+    pub(crate) fn is_of_calls(&self) -> bool {
+        const LONGER: [&str; 7] = ["work", "hotplug", "rendezvous", "crash", "lockup", "global", "dead"];
+        !LONGER.iter().any(|part| self.file.contains(part) || self.by.contains(part))
+    }
+
     /// Where it is.
     pub(crate) fn place(&self) -> String {
         format!("{}:{}", self.file, self.mutant().line())
@@ -52,6 +59,9 @@ const OPEN: u64 = 1 << 0;
 const OPEN_ATTENDED: u64 = 0b11;
 /// A door that is open and marked by CPU 2.
 const MARKED: u64 = 1 << 18 | OPEN;
+
+/// A target word in which CPU 1 may claim the call, and nobody is waited for.
+const CLAIM_OF_CPU_1: u64 = 1 << 1;
 
 /// All of them.
 pub(crate) const ALL: &[Named] = &[
@@ -247,7 +257,7 @@ pub(crate) const ALL: &[Named] = &[
     ),
     sc(
         "posts before a call are not looked for",
-        "post.rs",
+        "lists.rs",
         "link_at(self.posts.0.load(Relaxed)).is_some()",
         Finds(EMPTY_LIST),
         "stale-mark-post",
@@ -297,91 +307,188 @@ pub(crate) const ALL: &[Named] = &[
     ),
     // Calls to many.
     sc(
-        "a count comes without its targets",
+        "targets are published without a release",
         "many.rs",
-        "self.count().store(total, Relaxed);",
-        NotWritten,
-        "given-up-many",
-    ),
-    sc(
-        "claim bits are set without a release",
-        "many.rs",
-        "claims.store(bits, Release);",
+        "word.store(claims | claims << TARGETS_PER_WORD, Release);",
         Relaxed,
         "many-deadline-one",
     ),
-    sc("claim bits are not set", "many.rs", "claims.store(bits, Release);", NotWritten, "visible-to-many"),
+    sc(
+        "targets are not published",
+        "many.rs",
+        "word.store(claims | claims << TARGETS_PER_WORD, Release);",
+        NotWritten,
+        "visible-to-many",
+    ),
+    sc(
+        "targets are published without their pending bits",
+        "many.rs",
+        "word.store(claims | claims << TARGETS_PER_WORD, Release);",
+        Writes(CLAIM_OF_CPU_1),
+        "visible-to-many",
+    ),
     sc(
         "a pass overlooks a claim bit",
         "serve.rs",
-        "word.load(Acquire) & bit != 0",
+        "word.load(Acquire) & claim != 0",
         Finds(0),
         "visible-to-many",
     ),
     sc(
         "a claim bit is not atomic",
         "serve.rs",
-        "word.fetch_and(!bit, Acquire) & bit == 0",
+        "word.fetch_and(!claim, Acquire) & claim == 0",
         NotAtomic,
         "given-up-many",
     ),
     sc(
         "a claim bit stays set",
         "serve.rs",
-        "word.fetch_and(!bit, Acquire) & bit == 0",
+        "word.fetch_and(!claim, Acquire) & claim == 0",
         NotWritten,
         "many-deadline-one",
     ),
     sc(
-        "a target counts down without a release",
+        "a target finishes without a release",
         "serve.rs",
-        "count.fetch_sub(1, Release);",
+        "word.fetch_and(!bits.high, Release);",
         Relaxed,
         "visible-to-many",
     ),
-    sc("a count is not atomic", "serve.rs", "count.fetch_sub(1, Release);", NotAtomic, "many"),
-    sc("a target counts down twice", "serve.rs", "count.fetch_sub(1, Release);", Twice, "given-up-many"),
+    sc("a pending bit is not atomic", "serve.rs", "word.fetch_and(!bits.high, Release);", NotAtomic, "many"),
     sc(
-        "a target does not count down",
+        "a pending bit stays set",
         "serve.rs",
-        "count.fetch_sub(1, Release);",
+        "word.fetch_and(!bits.high, Release);",
         NotWritten,
         "visible-to-many",
     ),
     sc(
         "a call to many is not waited for",
         "many.rs",
-        "wait_serving(self.count().equals(COUNT, 0), poll, until)",
+        "wait_serving(finished, poll, until)",
         NotWaited,
         "given-up-many",
     ),
     sc(
         "a wait for many acquires nothing",
         "many.rs",
-        "wait_serving(self.count().equals(COUNT, 0), poll, until)",
+        "wait_serving(finished, poll, until)",
         Relaxed,
         "visible-to-many",
     ),
     sc(
         "a withdrawal from one of many is not atomic",
         "many.rs",
-        "fetch_and(!bit, Relaxed) & bit != 0;",
+        "compare_exchange(seen, withdrawn, Relaxed, Relaxed)",
         NotAtomic,
         "given-up-many",
     ),
     sc(
         "a withdrawal from one of many is not written",
         "many.rs",
-        "fetch_and(!bit, Relaxed) & bit != 0;",
-        NotWritten,
-        "given-up-many",
-    ),
-    sc(
-        "a withdrawal is not counted",
-        "many.rs",
-        "self.count().fetch_sub(1, Relaxed);",
+        "compare_exchange(seen, withdrawn, Relaxed, Relaxed)",
         NotWritten,
         "many-deadline-one",
+    ),
+    // Hotplug.
+    sc(
+        "a late CPU comes all the same",
+        "hotplug/up.rs",
+        "compare_exchange(STARTING, ALIVE, Acquire, Relaxed)",
+        Unconditional,
+        "up-late",
+    ),
+    sc(
+        "a CPU does not say that it has come",
+        "hotplug/up.rs",
+        "life.store(UP, Release)",
+        NotWritten,
+        "up-late",
+    ),
+    sc(
+        "a CPU goes although the question was withdrawn",
+        "hotplug/down.rs",
+        "compare_exchange(ASKED, DYING, Acquire, Relaxed)",
+        Unconditional,
+        "down",
+    ),
+    sc(
+        "going is not atomic",
+        "hotplug/down.rs",
+        "compare_exchange(ASKED, DYING, Acquire, Relaxed)",
+        NotAtomic,
+        "down",
+    ),
+    sc(
+        "a CPU does not say that it has gone",
+        "hotplug/down.rs",
+        "life.store(PARKED, Release)",
+        NotWritten,
+        "down",
+    ),
+    sc(
+        "a controller's withdrawal is not atomic",
+        "hotplug/control.rs",
+        "compare_exchange(from, to, Release, Acquire)",
+        NotAtomic,
+        "down",
+    ),
+    sc(
+        "a controller's withdrawal is not written",
+        "hotplug/control.rs",
+        "compare_exchange(from, to, Release, Acquire)",
+        NotWritten,
+        "down",
+    ),
+    sc(
+        "two controllers at once",
+        "global.rs",
+        "compare_exchange(0, u64::from(here.me.number()) + 1, Acquire, Relaxed)",
+        NotAtomic,
+        "down-twice",
+    ),
+    sc(
+        "a controller keeps the others out",
+        "global.rs",
+        "exclusive.store(0, Release)",
+        NotWritten,
+        "down-twice",
+    ),
+    sc(
+        "a fenced CPU's mailbox stays open",
+        "hotplug/fence.rs",
+        "self.theirs.door.0.swap(0, SeqCst)",
+        NotWritten,
+        "dead-call",
+    ),
+    sc(
+        "a call that a dead CPU has claimed is not ended",
+        "hotplug/fence.rs",
+        "compare_exchange(seen, end, Release, Relaxed)",
+        NotWritten,
+        "dead-call",
+    ),
+    sc(
+        "a dead target of many is still waited for",
+        "hotplug/fence.rs",
+        "word.fetch_and(!bits.high, Release)",
+        NotWritten,
+        "dead-many",
+    ),
+    sc(
+        "nobody notes that a target of many died",
+        "serve.rs",
+        "has_outcomes.store(1, Relaxed)",
+        NotWritten,
+        "dead-many",
+    ),
+    sc(
+        "a dead CPU's own call is not withdrawn",
+        "hotplug/fence.rs",
+        "compare_exchange(seen, EMPTY, Release, Relaxed)",
+        NotWritten,
+        "dead-caller",
     ),
     // Posts.
     sc(
@@ -407,22 +514,22 @@ pub(crate) const ALL: &[Named] = &[
     ),
     sc(
         "a post does not reach the backlog",
-        "post.rs",
-        "end.store(oldest_first, Relaxed);",
+        "lists.rs",
+        "end.store(newer, Release);",
         NotWritten,
         "posted-twice",
     ),
     sc(
         "a post in the backlog is overlooked",
-        "post.rs",
-        "NonNull::new(self.backlog.load(Relaxed))?",
+        "lists.rs",
+        "NonNull::new(self.backlog.load(Relaxed))\n",
         Finds(0),
         "posted-twice",
     ),
     sc(
         "a post is not linked to the next",
         "post.rs",
-        "node.next.store(head, Relaxed);",
+        "node.older.store(head, Relaxed);",
         Writes(EMPTY_LIST),
         "posted-two",
     ),
@@ -443,7 +550,7 @@ pub(crate) const ALL: &[Named] = &[
     sc(
         "a post stays queued when it is run",
         "post.rs",
-        "link.state.swap(IDLE, AcqRel);",
+        "node.state.swap(IDLE, AcqRel);",
         NotWritten,
         "posted-twice",
     ),
@@ -456,15 +563,15 @@ pub(crate) const ALL: &[Named] = &[
     ),
     sc(
         "posts stay on the list when they are taken",
-        "post.rs",
-        "self.posts.0.swap(empty(), Acquire);",
+        "lists.rs",
+        "compare_exchange(newest, leave, AcqRel, Relaxed)",
         NotWritten,
         "posted-twice",
     ),
     sc(
         "taking posts is not atomic",
-        "post.rs",
-        "self.posts.0.swap(empty(), Acquire);",
+        "lists.rs",
+        "compare_exchange(newest, leave, AcqRel, Relaxed)",
         NotAtomic,
         "posted-two",
     ),
@@ -481,7 +588,7 @@ pub(crate) const ALL: &[Named] = &[
         "open.rs",
         "let taken = here.mine.door.0.swap(0, SeqCst);",
         NotWritten,
-        "close-posts",
+        "down",
     ),
     sc(
         "closing a door is not atomic",
@@ -497,11 +604,17 @@ pub(crate) const ALL: &[Named] = &[
         Finds(OPEN),
         "close",
     ),
-    sc("a list is not closed", "post.rs", "self.posts.0.swap(closed(), Acquire);", NotWritten, "close-post"),
+    sc(
+        "a list is not closed",
+        "lists.rs",
+        "compare_exchange(newest, leave, AcqRel, Relaxed)",
+        NotWritten,
+        "close-post",
+    ),
     sc(
         "a list is left open",
-        "post.rs",
-        "self.posts.0.swap(closed(), Acquire);",
+        "lists.rs",
+        "compare_exchange(newest, leave, AcqRel, Relaxed)",
         Writes(EMPTY_LIST),
         "close-post",
     ),
@@ -519,6 +632,20 @@ pub(crate) const ALL: &[Named] = &[
         "self.access.write(Register::END_OF_INTERRUPT, 0);",
         RegisterWrittenTwice,
         "handlers-nest",
+    ),
+    sc(
+        "a drain that leaves interrupts enabled",
+        "hand_over.rs",
+        "let _ = M::disable_interrupts();",
+        NotDisabled,
+        "hand-over",
+    ),
+    sc(
+        "a gate that ends nothing",
+        "inert_gates.rs",
+        "apic.access.write(Register::END_OF_INTERRUPT, 0);",
+        RegisterNotWritten,
+        "hand-over",
     ),
     sc(
         "a command without its destination",
@@ -572,7 +699,7 @@ pub(crate) const ALL: &[Named] = &[
     sc(
         "a busy controller is not waited for",
         "idle.rs",
-        "wait::<M>(&Predicate(|| is_idle(access)), Deadline::within::<M>(bound))",
+        "wait_at_most::<M>(&Predicate(|| is_idle(access)), deadline, looks)",
         NotWaited,
         "controller-busy",
     ),
@@ -593,4 +720,213 @@ pub(crate) const ALL: &[Named] = &[
             "store-then-send",
         )
     },
+    // A crash stop.
+    sc(
+        "two CPUs win",
+        "crash.rs",
+        "crash.compare_exchange(0, mine, AcqRel, Relaxed)",
+        NotAtomic,
+        "crash-election",
+    ),
+    sc(
+        "a CPU is stopped that nobody waits for",
+        "crash.rs",
+        "wait_at_most::<K>(&all, deadline, looks)",
+        NotWaited,
+        "crash-complete",
+    ),
+    sc("the NMIs are not sent", "crash.rs", "K::send_many(&unsaved, Ipi::Probe)", NotSent, "crash"),
+    sc("an NMI finds no crash", "crash.rs", "boxes.global().crash.load(Relaxed)", Finds(0), "crash"),
+    sc("a CPU saves without a word", "crash.rs", "mine.crash_saved.store(1, Release)", NotWritten, "crash"),
+    sc("a word before the notes", "crash.rs", "mine.crash_saved.store(1, Release)", Relaxed, "crash"),
+    sc("notes are read early", "crash.rs", "self.crash_saved.load(Acquire)", Relaxed, "crash-election"),
+    sc(
+        "a CPU comes up and hears of no crash",
+        "crash.rs",
+        "self.global().crash.fetch_or(0, AcqRel)",
+        Finds(0),
+        "crash-coming-up",
+    ),
+    // A back trace.
+    sc(
+        "a back trace is not asked for",
+        "lockup.rs",
+        "u64::from(self.me.number()) + 1, Relaxed)",
+        NotWritten,
+        "back-trace",
+    ),
+    sc(
+        "the NMI for a back trace is not sent",
+        "lockup.rs",
+        "K::send(target, Ipi::Probe)",
+        NotSent,
+        "back-trace",
+    ),
+    sc("a back trace is taken in silence", "lockup.rs", "wanted.store(0, Release)", NotWritten, "back-trace"),
+    sc("a back trace is read early", "lockup.rs", "wanted.store(0, Release)", Relaxed, "back-trace"),
+    sc("nobody waits for a back trace", "lockup.rs", "wait_at_most::<K>(&[taken]", NotWaited, "back-trace"),
+    // A rendezvous.
+    sc(
+        "a CPU stops without a word",
+        "rendezvous.rs",
+        "stage_reached.store(self.meeting.number | stage, Release)",
+        NotWritten,
+        "rendezvous-two",
+    ),
+    sc(
+        "a word before what was done",
+        "rendezvous.rs",
+        "stage_reached.store(self.meeting.number | stage, Release)",
+        Relaxed,
+        "rendezvous",
+    ),
+    sc(
+        "a stage is not begun",
+        "rendezvous.rs",
+        "word.store(number | PREPARE, Relaxed)",
+        NotWritten,
+        "rendezvous",
+    ),
+    sc(
+        "a stage is not moved on",
+        "rendezvous.rs",
+        "compare_exchange(number | self.stage, number | next, Release, Relaxed)",
+        NotWritten,
+        "rendezvous",
+    ),
+    sc(
+        "a stage is moved on after it was given up",
+        "rendezvous.rs",
+        "compare_exchange(number | self.stage, number | next, Release, Relaxed)",
+        Unconditional,
+        "rendezvous-polling",
+    ),
+    sc(
+        "a stage and its end cross",
+        "rendezvous.rs",
+        "compare_exchange(number | self.stage, number | next, Release, Relaxed)",
+        NotAtomic,
+        "rendezvous-polling",
+    ),
+    sc(
+        "a stage before what was done",
+        "rendezvous.rs",
+        "compare_exchange(number | self.stage, number | next, Release, Relaxed)",
+        Relaxed,
+        "rendezvous-three",
+    ),
+    sc(
+        "a CPU leaves after the run was begun",
+        "rendezvous.rs",
+        "compare_exchange(seen, number | ABORT, Relaxed, Relaxed)",
+        Unconditional,
+        "rendezvous-polling",
+    ),
+    sc(
+        "a CPU leaves as the run is begun",
+        "rendezvous.rs",
+        "compare_exchange(seen, number | ABORT, Relaxed, Relaxed)",
+        NotAtomic,
+        "rendezvous-polling",
+    ),
+    sc(
+        "a CPU goes on while others run",
+        "rendezvous.rs",
+        "wait::<K>(&[self.meeting.word.differs(!0, self.meeting.number | RUN)]",
+        NotWaited,
+        "rendezvous",
+    ),
+    sc(
+        "a CPU serves while others run",
+        "rendezvous.rs",
+        "match wait::<K>(&[reached], self.meeting.deadline)",
+        NotWaited,
+        "rendezvous-serving",
+    ),
+    sc(
+        "nobody waits for the run",
+        "rendezvous.rs",
+        "while wait::<K>(&[reached], ladder.next_report())",
+        NotWaited,
+        "rendezvous-three",
+    ),
+    sc(
+        "nobody is let go",
+        "rendezvous.rs",
+        "self.meeting.word.store(self.meeting.number | last, Release)",
+        NotWritten,
+        "rendezvous",
+    ),
+    sc(
+        "all are let go before what was done",
+        "rendezvous.rs",
+        "self.meeting.word.store(self.meeting.number | last, Release)",
+        Relaxed,
+        "rendezvous",
+    ),
+    sc(
+        "two have the one right",
+        "global.rs",
+        "word.compare_exchange(0, u64::from(here.me.number()) + 1, Acquire, Relaxed)",
+        NotAtomic,
+        "rendezvous-two",
+    ),
+    // A CPU that stops in the middle of its lists.
+    sc(
+        "posts on their way are forgotten",
+        "lists.rs",
+        "let taken = self.taken.load(Relaxed);",
+        Finds(0),
+        "dead-post",
+    ),
+    sc(
+        "posts stay on their way",
+        "lists.rs",
+        "self.taken.store(core::ptr::null_mut(), Release);",
+        NotWritten,
+        "dead-post",
+    ),
+    sc(
+        "nobody says which posts are on their way",
+        "lists.rs",
+        "self.taken.store(newest, Relaxed);",
+        NotWritten,
+        "posted-twice",
+    ),
+    sc(
+        "nobody says which post begins",
+        "lists.rs",
+        "self.beginning.store(link.as_ptr(), Relaxed);",
+        NotWritten,
+        "dead-post",
+    ),
+    sc(
+        "a post begins without a word",
+        "post.rs",
+        "state.swap(beginning_on(cpu), Release);",
+        NotWritten,
+        "dead-post",
+    ),
+    sc(
+        "a post that begins is overlooked",
+        "lists.rs",
+        "NonNull::new(self.beginning.load(Relaxed))?",
+        Finds(0),
+        "dead-post",
+    ),
+    sc(
+        "a post that begins is taken for one that has begun",
+        "post.rs",
+        "state.load(Relaxed) == beginning_on(cpu)",
+        Finds(0),
+        "dead-post",
+    ),
+    // Deferred work.
+    sc(
+        "work is not listed",
+        "work.rs",
+        "self.work.store(link.as_ptr(), Release);",
+        NotWritten,
+        "work-handler",
+    ),
 ];

@@ -5,7 +5,7 @@
 
 use super::MAX_CPUS;
 use crate::explorer::choice::{Action, Choice};
-use crate::explorer::footprint::Footprint;
+use crate::explorer::footprint::{Footprint, Place};
 use crate::hash::absorb;
 
 /// For each CPU: how many of its events happen before this point.
@@ -24,29 +24,55 @@ pub(super) fn join(clock: &mut Clock, other: &Clock) {
     }
 }
 
-/// A footprint with a digest that rules most conflicts out at once.
+/// A set of places, as bits, that rules most conflicts out at once: one for each place, mixed; and two more.
+///
+/// What is looked for in the digests of others is another set than one's own digest: so that one `and` answers, also for
+/// what touches everything and what touches nothing.
+pub(super) type Digest = u64;
+
+/// In all digests: what touches everything looks for this.
+const ANYTHING: Digest = 1 << 63;
+/// In the digests of what touches everything: all look for this.
+const EVERYTHING: Digest = 1 << 62;
+const PLACES: u32 = 62;
+
+/// A footprint with its digest.
 #[derive(Clone, Copy)]
 pub(super) struct Touched {
     pub(super) footprint: Footprint,
-    /// Bit n: some place whose number is n modulo 64. All bits, if it touches everything.
-    digest: u64,
+    pub(super) digest: Digest,
 }
 
 impl Touched {
     pub(super) fn new(footprint: Footprint) -> Self {
-        let places = footprint.uses().iter().fold(0, |bits, &(place, _)| bits | 1 << (place.0 % 64));
+        // Words are 8 bytes apart, so that the low bits of their numbers tell little: the golden ratio's fraction mixes them.
+        let mixed = |place: Place| (place.0.wrapping_mul(0x9e37_79b9) >> 16) % PLACES;
+        let places = footprint.uses().iter().fold(ANYTHING, |bits, &(place, _)| bits | 1 << mixed(place));
         Self { footprint, digest: if footprint.is_everything() { !0 } else { places } }
     }
 
     pub(super) fn is_nothing(&self) -> bool {
-        self.digest == 0
+        self.digest == ANYTHING
+    }
+
+    /// What is in the digest of all that this conflicts with: one of these bits.
+    #[inline]
+    pub(super) fn looks_for(&self) -> Digest {
+        if self.digest == !0 { !0 } else { self.digest ^ (ANYTHING | EVERYTHING) }
     }
 
     #[inline]
     pub(super) fn conflicts(&self, other: &Self) -> bool {
-        (self.digest & other.digest != 0 || self.digest == !0 || other.digest == !0)
-            && self.footprint.conflicts(&other.footprint)
+        self.looks_for() & other.digest != 0 && self.footprint.conflicts(&other.footprint)
     }
+}
+
+/// What answers most questions about an event without a look at it: the digests of what it touched and of what its CPU was
+/// not offered.
+#[derive(Clone, Copy)]
+pub(super) struct Brief {
+    pub(super) touched: Digest,
+    pub(super) withheld: Digest,
 }
 
 /// A decision that was executed.
@@ -105,6 +131,10 @@ struct Node {
 #[derive(Default)]
 pub(super) struct Path {
     pub(super) events: Vec<Event>,
+    /// One for each event.
+    pub(super) briefs: Vec<Brief>,
+    /// Room to work in.
+    pub(super) related: Vec<u32>,
     nodes: Vec<Node>,
     offers: Vec<Choice>,
     sleepers: Vec<Sleeper>,
@@ -115,6 +145,7 @@ pub(super) struct Path {
 impl Path {
     pub(super) fn clear(&mut self) {
         self.events.clear();
+        self.briefs.clear();
         self.nodes.clear();
         self.offers.clear();
         self.sleepers.clear();
@@ -123,6 +154,7 @@ impl Path {
 
     pub(super) fn bytes(&self) -> usize {
         self.events.capacity() * size_of::<Event>()
+            + self.briefs.capacity() * size_of::<Brief>()
             + self.nodes.capacity() * size_of::<Node>()
             + self.offers.capacity() * size_of::<Choice>()
             + self.sleepers.capacity() * size_of::<Sleeper>()
@@ -131,6 +163,28 @@ impl Path {
     /// The last event of a CPU.
     pub(super) fn last_of(&self, cpu: u16) -> Option<&Event> {
         (self.last[cpu as usize] as usize).checked_sub(1).map(|position| &self.events[position])
+    }
+
+    /// The positions of the events, the last one first, that can have touched something of `touched`, or whose CPU was not
+    /// offered something that depends on something of `withheld`: all others need not be looked at.
+    pub(super) fn find_related(&self, touched: Digest, withheld: Digest, positions: &mut Vec<u32>) {
+        positions.clear();
+        for (position, brief) in self.briefs.iter().enumerate().rev() {
+            if (brief.touched & touched) | (brief.withheld & withheld) != 0 {
+                positions.push(position as u32);
+            }
+        }
+    }
+
+    /// Adds to a clock those `among` these events, the last one first, that conflict with something. An event that is in the
+    /// clock is there with all that happens before it, so few have to be looked at closely.
+    pub(super) fn add_conflicting(&self, clock: &mut Clock, touched: &Touched, among: &[u32]) {
+        for &position in among {
+            let earlier = &self.events[position as usize];
+            if !earlier.is_before(clock) && touched.conflicts(&earlier.touched) {
+                join(clock, &earlier.clock);
+            }
+        }
     }
 
     /// What happens before the next event of a CPU, as far as its own events tell.
@@ -225,6 +279,7 @@ impl Path {
         let last = &mut self.last[event.choice.cpu as usize];
         event.previous = *last;
         *last = self.events.len() as u32 + 1;
+        self.briefs.push(Brief { touched: event.touched.digest, withheld: event.withheld.digest });
         self.events.push(event);
     }
 
@@ -247,6 +302,7 @@ impl Path {
             return false;
         }
         let Some(event) = self.events.pop() else { return false };
+        self.briefs.pop();
         self.last[event.choice.cpu as usize] = event.previous;
         self.sleepers.push(Sleeper { choice: event.choice, touched: event.touched });
         true
@@ -295,7 +351,7 @@ fn label(event: &Event) -> u128 {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::explorer::footprint::{Place, Use};
+    use crate::explorer::footprint::Use;
 
     #[test]
     fn the_digest_rules_out_no_conflict() {

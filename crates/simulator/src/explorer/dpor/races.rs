@@ -22,8 +22,8 @@
 //! Each of these is needed: without it the soundness oracle (`tests/oracle.rs`) finds lost classes, but for the last
 //! one, which stands beside the second kind of race.
 
-use super::path::{Clock, CpuBits, Event, Path, Touched, bit, join};
-use super::{MAX_CPUS, Reduction};
+use super::Reduction;
+use super::path::{Clock, CpuBits, Event, Path, Touched, bit};
 use crate::explorer::choice::{Action, Choice};
 use crate::explorer::footprint::{Footprint, Place, Use};
 
@@ -89,15 +89,9 @@ impl Path {
         let touched = Touched::new(footprint);
         let own = self.clock_of(choice.cpu);
         let mut clock = own;
-        for earlier in &self.events {
-            if earlier.choice.cpu == choice.cpu || touched.conflicts(&earlier.touched) {
-                join(&mut clock, &earlier.clock);
-            }
-        }
         let index = own[choice.cpu as usize] + 1;
-        clock[choice.cpu as usize] = index;
         let mut withheld = Touched::new(Footprint::NOTHING);
-        let observed_any = observed.is_some();
+        let mut related = core::mem::take(&mut self.related);
         if let Some(mut observed) = observed {
             // An alternative that sleeps is withheld too: what wakes it must have its turn before.
             for sleeper in self.inherited_of(choice.cpu) {
@@ -105,33 +99,38 @@ impl Path {
             }
             withheld = Touched::new(observed.withheld);
             let enabler = observed.owed_to.and_then(|place| self.only_enabler(place, &touched));
-            self.find_races(choice, &touched, &withheld, (&own, &clock), (enabler, observed.floor));
+            let of_choice = touched.looks_for();
+            self.find_related(of_choice | withheld.looks_for(), of_choice, &mut related);
+            self.add_conflicting(&mut clock, &touched, &related);
+            clock[choice.cpu as usize] = index;
+            let second = (choice, &touched, &withheld);
+            self.find_races(second, (&own, &clock), (enabler, observed.floor), &related);
+            if matches!(choice.action, Action::Expire | Action::Tick | Action::Wedge) {
+                // That nobody can move offers more: time passes. Everybody's decisions lead there.
+                withheld = Touched::new(Footprint::EVERYTHING);
+            }
+        } else {
+            self.find_related(touched.looks_for(), 0, &mut related);
+            self.add_conflicting(&mut clock, &touched, &related);
+            clock[choice.cpu as usize] = index;
         }
-        if observed_any && matches!(choice.action, Action::Expire | Action::Tick | Action::Wedge) {
-            // That nobody can move offers more: time passes. Everybody's decisions lead there.
-            withheld = Touched::new(Footprint::EVERYTHING);
-        }
+        self.related = related;
         self.add_event(Event { choice, index, touched, withheld, clock, previous: 0, class: 0 }, with_class);
     }
 
     fn find_races(
         &mut self,
-        choice: Choice,
-        touched: &Touched,
-        withheld: &Touched,
+        (choice, touched, withheld): (Choice, &Touched, &Touched),
         (own, clock): (&Clock, &Clock),
         (enabler, floor): (Option<usize>, usize),
+        related: &[u32],
     ) {
         let mut wide = *clock;
         if !withheld.is_nothing() {
-            for earlier in &self.events {
-                if withheld.conflicts(&earlier.touched) {
-                    join(&mut wide, &earlier.clock);
-                }
-            }
+            self.add_conflicting(&mut wide, withheld, related);
         }
         let cpu = choice.cpu;
-        for position in (floor..self.events.len()).rev() {
+        for position in related.iter().map(|&position| position as usize).take_while(|&at| at >= floor) {
             let earlier = &self.events[position];
             if earlier.choice.cpu == cpu {
                 continue;
@@ -185,20 +184,19 @@ impl Path {
         if withheld.is_nothing() {
             return;
         }
+        let mut related = core::mem::take(&mut self.related);
+        self.find_related(withheld.looks_for(), 0, &mut related);
         let own = self.clock_of(cpu);
         let mut wide = own;
-        for earlier in &self.events {
-            if withheld.conflicts(&earlier.touched) {
-                join(&mut wide, &earlier.clock);
-            }
-        }
-        for position in (floor..self.events.len()).rev() {
+        self.add_conflicting(&mut wide, &withheld, &related);
+        for position in related.iter().map(|&position| position as usize).take_while(|&at| at >= floor) {
             let earlier = &self.events[position];
             let independent = earlier.choice.cpu != cpu && !earlier.is_before(&own);
             if independent && withheld.conflicts(&earlier.touched) {
                 self.reverse(position, Second { cpu, choice: None, clock: &wide, certain: false });
             }
         }
+        self.related = related;
     }
 
     /// Sees to it that an execution is explored in which the event at `position` does not come before `second`.
@@ -278,9 +276,14 @@ impl Path {
             self.schedule(node, offered);
             return;
         }
-        let awake = (0..MAX_CPUS as u16).find(|&cpu| offered & bit(cpu) != 0 && self.is_awake(node, cpu));
-        if let Some(cpu) = awake {
-            self.schedule(node, bit(cpu));
+        let mut left = offered;
+        while left != 0 {
+            let cpu = left.trailing_zeros() as u16;
+            left &= left - 1;
+            if self.is_awake(node, cpu) {
+                self.schedule(node, bit(cpu));
+                break;
+            }
         }
     }
 }

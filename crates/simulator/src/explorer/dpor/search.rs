@@ -118,13 +118,17 @@ impl<'a, S: System> Search<'a, S> {
     fn replay_and_execute(&mut self, choice: Choice) -> Ending {
         self.system.restart();
         for (position, event) in self.path.events.iter().enumerate() {
-            let performed = self.system.perform(event.choice);
-            debug_assert_eq!(
-                performed.as_ref().ok(),
-                Some(&event.touched.footprint),
-                "decision {position}, {}, does something else when it is replayed",
-                event.choice
-            );
+            if cfg!(debug_assertions) {
+                assert_eq!(
+                    self.system.perform(event.choice).as_ref(),
+                    Ok(&event.touched.footprint),
+                    "decision {position}, {}, does something else when it is replayed",
+                    event.choice
+                );
+            } else {
+                // It broke no law before.
+                let _ = self.system.perform_only(event.choice);
+            }
         }
         if self.is_interrupted(self.path.events.len() as u32) {
             return Ending::Interrupted;

@@ -169,7 +169,7 @@ impl<S: System> Minimiser<'_, S> {
         self.system.restart();
         for &choice in prefix {
             // It went well before.
-            let _ = self.system.perform(choice);
+            let _ = self.system.perform_only(choice);
         }
         let mut offered = Vec::new();
         let _ = self.system.choices(&mut offered);
@@ -182,11 +182,11 @@ impl<S: System> Minimiser<'_, S> {
         self.system.restart();
         for &choice in path {
             // It went well when its last node was found.
-            let _ = self.system.perform(choice);
+            let _ = self.system.perform_only(choice);
         }
-        let broken = match self.system.perform(choice) {
+        let broken = match self.system.perform_only(choice) {
             Err(violation) => Some(violation),
-            Ok(_) => match self.system.choices(&mut self.trial.offered) {
+            Ok(()) => match self.system.choices(&mut self.trial.offered) {
                 Err(violation) => Some(violation),
                 Ok(()) if self.trial.offered.is_empty() => self.system.end().err(),
                 Ok(()) => return Arrival::Open(self.system.state_hash()),

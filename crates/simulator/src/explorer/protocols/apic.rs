@@ -1,7 +1,7 @@
-//! The driver of the local APIC that ships: what interrupts a command of two words, what is fenced, what is ended, and
-//! what wakes a halted CPU. No mailboxes.
+//! The driver of the local APIC that ships: what interrupts a command of two words, what is fenced, and what wakes
+//! a halted CPU. No mailboxes.
 
-use core::sync::atomic::Ordering::{Acquire, Relaxed, Release};
+use core::sync::atomic::Ordering::{Acquire, Release};
 use std::panic::Location;
 
 use smpcall_local_apic::{Access, DeliveryMode, Icr, Interrupt, Mode, Register, Routing, Vector};
@@ -16,13 +16,11 @@ use crate::state::expect_current;
 use crate::{InterruptFrame, SimMachine, SimMemory, program, send_interrupt};
 
 /// What a program sends.
-const MESSAGE: Vector = vector(0x40);
+pub(super) const MESSAGE: Vector = vector(0x40);
 /// What the handler that interrupts it sends.
-const ANSWER: Vector = vector(0x41);
+pub(super) const ANSWER: Vector = vector(0x41);
 /// What makes a maskable handler send.
-const DEVICE: Vector = vector(0x50);
-/// Above the others: what interrupts their handlers.
-const LEGACY: Vector = vector(0xe0);
+pub(super) const DEVICE: Vector = vector(0x50);
 
 const fn vector(number: u8) -> Vector {
     match Vector::new(number) {
@@ -82,6 +80,14 @@ pub(super) fn all() -> Vec<Protocol> {
             Sends::Driver,
         ),
         torn(
+            "icr-handler-cluster",
+            "as icr-handler-x2apic, by a cluster and bits: one CPU is one operation (report 003)",
+            Routing::X2ApicCluster,
+            false,
+            Sends::Driver,
+            Sends::Driver,
+        ),
+        torn(
             "icr-handler-torn",
             "the two words are written with interrupts on (see icr-handler)",
             Routing::Flat,
@@ -99,24 +105,6 @@ pub(super) fn all() -> Vec<Protocol> {
             "an x2APIC's ICR is written without a fence: found under TSO (see x2apic-fence)",
             Sends::OneRegister,
         ),
-        ended(
-            "eoi-once",
-            "an interrupt that is not in service is not ended; the one that it interrupts is",
-            false,
-            true,
-        ),
-        ended(
-            "eoi-stray",
-            "an end of interrupt too many ends the one that is interrupted (report 003; see eoi-once)",
-            true,
-            true,
-        ),
-        ended(
-            "eoi-stray-alone",
-            "an end of interrupt too many, with nothing else in service, ends nothing (report 003)",
-            true,
-            false,
-        ),
         wakes("halt", "a look with interrupts off, then sti;hlt: no wake-up is lost", true),
         wakes(
             "halt-late",
@@ -125,7 +113,7 @@ pub(super) fn all() -> Vec<Protocol> {
         ),
     ];
     for protocol in &mut all {
-        let broken = ["icr-nmi-torn", "icr-handler-torn", "x2apic-no-fence", "eoi-stray", "halt-late"];
+        let broken = ["icr-nmi-torn", "icr-handler-torn", "x2apic-no-fence", "halt-late"];
         protocol.broken = broken.contains(&protocol.name.as_str());
     }
     all
@@ -258,64 +246,6 @@ fn fenced(name: &str, about: &str, sends: Sends) -> Protocol {
     });
     protocol.routing = Routing::X2ApicPhysical;
     protocol
-}
-
-/// CPU 0 requests a device's interrupt of CPU 1 twice, CPU 2 one that the APIC does not put in service (an `ExtINT`, or
-/// the spurious one; the model has neither: a vector stands for it whose handler has ended it at once).
-fn ended(name: &str, about: &str, strays: bool, nests: bool) -> Protocol {
-    Protocol::new(name, about, 3, move || {
-        let mut scenario = Scenario::new();
-        let inside = scenario.share(Note::new(0));
-        let worked = scenario.share(Word::<SimMemory>::new(0));
-        let taken = scenario.share(Note::new(0));
-        let entered_again = scenario.share(Note::new(0));
-        scenario.name(worked.location(), "worked");
-        scenario.cpu(|| {
-            program::request_interrupt(Cpu::new(1), DEVICE.number());
-            program::request_interrupt(Cpu::new(1), DEVICE.number());
-        });
-        scenario.cpu(move || {
-            worked.load(Relaxed);
-        });
-        scenario.cpu(|| program::request_interrupt(Cpu::new(1), LEGACY.number()));
-        scenario.handler(DEVICE.number(), move |mut frame| {
-            if inside.get() != 0 {
-                entered_again.set(1);
-            }
-            inside.set(1);
-            taken.add(1);
-            if nests {
-                // Others may interrupt it; itself is in service.
-                SimMachine::restore_interrupts(true);
-                worked.fetch_add(1, Relaxed);
-                let _ = SimMachine::disable_interrupts();
-            } else {
-                worked.fetch_add(1, Relaxed);
-            }
-            inside.set(0);
-            frame.end_of_interrupt();
-        });
-        scenario.handler(LEGACY.number(), move |mut frame| {
-            frame.end_of_interrupt();
-            if strays {
-                SimAccess.write(Register::END_OF_INTERRUPT, 0);
-            }
-        });
-        scenario.check(|| {
-            if entered_again.get() != 0 {
-                return Err(Violation::new(
-                    "eoi",
-                    "a handler was entered again while its interrupt was being handled",
-                ));
-            }
-            // Two requests may become one while the first is pending.
-            match taken.get() {
-                1 | 2 => Ok(()),
-                other => Err(Violation::new("eoi", format!("two requests were taken {other} times"))),
-            }
-        });
-        scenario
-    })
 }
 
 /// CPU 0 leaves work and sends; CPU 1 halts if there is none.

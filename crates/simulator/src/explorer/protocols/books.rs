@@ -24,11 +24,12 @@ enum Told {
     Run,
     NotRun,
     LeftClaimed,
+    Died,
 }
 
 impl Told {
     fn of(note: &Note) -> Self {
-        [Self::Nothing, Self::Run, Self::NotRun, Self::LeftClaimed][note.get() as usize]
+        [Self::Nothing, Self::Run, Self::NotRun, Self::LeftClaimed, Self::Died][note.get() as usize]
     }
 }
 
@@ -42,6 +43,8 @@ pub(super) enum Wrong {
     OutOfOrder,
     Misdiagnosed,
     NotBusy,
+    OnlineAfterAll,
+    NotAsTold,
 }
 
 impl Wrong {
@@ -54,6 +57,8 @@ impl Wrong {
             4 => ("L1", "a post was refused for no reason"),
             5 => ("L1", "a call was run before a post that its CPU had made earlier"),
             6 => ("L3", "the diagnosis of a given-up call is not what the target was in"),
+            8 => ("L5", "a CPU that was taken down accepts calls"),
+            9 => ("L5", "a CPU is not where the operation that brought it there said"),
             _ => ("L3", "a caller without a free call level was not told so"),
         };
         Some(Violation::new(law, what))
@@ -113,7 +118,7 @@ impl Books {
         for (entry, (runs, told)) in self.runs.iter().zip(&self.told).enumerate() {
             let (runs, told) = (runs.get(), Told::of(told));
             let fits = match told {
-                Told::Nothing | Told::LeftClaimed => runs <= 1,
+                Told::Nothing | Told::LeftClaimed | Told::Died => runs <= 1,
                 Told::NotRun => runs == 0,
                 Told::Run => runs == 1,
             };
@@ -125,16 +130,21 @@ impl Books {
         Ok(())
     }
 
-    fn check(&self) -> Result<(), Violation> {
-        if let Some(wrong) = Wrong::violation(self.wrong.get()) {
-            return Err(wrong);
-        }
+    /// Whether nothing was found wrong on the way.
+    pub(super) fn check_progress(&self) -> Result<(), Violation> {
+        Wrong::violation(self.wrong.get()).map_or(Ok(()), Err)
+    }
+
+    pub(super) fn check(&self) -> Result<(), Violation> {
+        self.check_progress()?;
         for (entry, (runs, told)) in self.runs.iter().zip(&self.told).enumerate() {
             let (runs, told) = (runs.get(), Told::of(told));
             let fits = match told {
                 // Nobody was told: it was not made, or made by a closure that did not run.
                 Told::Nothing | Told::NotRun => runs == 0,
                 Told::Run | Told::LeftClaimed => runs == 1,
+                // Its target was fenced, anywhere in it.
+                Told::Died => runs <= 1,
             };
             if !fits {
                 let what = format!("call {entry} ran {runs} times, and its caller was told {told:?}");
@@ -178,6 +188,7 @@ impl Books {
         let told = match result {
             Ok(_) => Told::Run,
             Err(CallError::Unfinished(_)) => Told::LeftClaimed,
+            Err(CallError::TargetDied) => Told::Died,
             Err(_) => Told::NotRun,
         };
         self.tell(entry, told);
@@ -203,10 +214,23 @@ impl Books {
             caller.call(target, closure)
         };
         let expected = if result.is_ok() { entry + 1 } else { 0 };
-        if written != expected || result.is_ok_and(|returned| returned != entry) {
+        let whole = result != Err(CallError::TargetDied);
+        if whole && written != expected || result.is_ok_and(|returned| returned != entry) {
             self.wrong(Wrong::NotVisible);
         }
         self.settle(entry, result);
+    }
+
+    /// How often the closure of a call has run.
+    pub(super) fn has_run(&self, entry: usize) -> u64 {
+        self.runs[entry].get()
+    }
+
+    /// A call that had no reason not to run has run.
+    pub(super) fn must_have_run(&self, entry: usize) {
+        if Told::of(&self.told[entry]) != Told::Run {
+            self.wrong(Wrong::NotAsTold);
+        }
     }
 
     /// A call that borrows nothing.
@@ -224,15 +248,20 @@ impl Books {
             _ => self.wrong(Wrong::OnAnotherCpu),
         });
         for (position, &target) in targets.iter().enumerate() {
-            let ran = match &result {
-                Ok(()) => true,
-                Err(ManyError::NotSent(_)) => false,
+            let target = Cpu::new(target);
+            let told = match &result {
+                Ok(()) => Told::Run,
+                Err(ManyError::NotSent(_)) => Told::NotRun,
                 Err(ManyError::Failed(failures)) => {
-                    let target = Cpu::new(target);
-                    !failures.timed_out.contains(target) && !failures.offline.contains(target)
+                    let not_run = failures.timed_out.contains(target) || failures.offline.contains(target);
+                    match failures.died.contains(target) {
+                        true => Told::Died,
+                        false if not_run => Told::NotRun,
+                        false => Told::Run,
+                    }
                 }
             };
-            self.tell(entry + position, if ran { Told::Run } else { Told::NotRun });
+            self.tell(entry + position, told);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Algorithms of the past that lost calls or hung, small and faithful, each beside what would have held.
 //!
-//! Incident 2 in its smallest form is the [small protocol's](crate::explorer::small) `bug` and `fix`; the stray end of
-//! interrupt of incident 4 is among the protocols of the [APIC](super::apic).
+//! Incident 2 in its smallest form is the [small protocol's](crate::explorer::small) `bug` and `fix`; incident 4 has a
+//! file [of its own](super::stray_eoi).
 
 use core::sync::atomic::Ordering::{AcqRel, Acquire, Relaxed, Release};
 use core::time::Duration;

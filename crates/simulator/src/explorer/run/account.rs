@@ -232,7 +232,10 @@ impl Teller {
             }
             Operation::Halt | Operation::Halted => Deed::Halt,
             Operation::Fence => Deed::Other("fence".into()),
-            Operation::Work { .. } | Operation::Ended => Deed::Other("goes on".into()),
+            Operation::StartUp { page } => Deed::Other(format!("starts up at page {page:#04x}")),
+            Operation::Work { .. } | Operation::Ended | Operation::WaitForStartUp => {
+                Deed::Other("goes on".into())
+            }
         };
         (deed, None)
     }
@@ -358,12 +361,14 @@ impl Teller {
             return name.to_owned();
         }
         let (mailbox, stack) = machine.stepper.with(|machine| {
-            let name = machine
+            let name = machine.images[0]
                 .kernel
                 .as_ref()
                 .and_then(|kernel| kernel.mailboxes().name_of(core::ptr::without_provenance(address)));
             let on = |&(low, high): &(usize, usize)| (low..high).contains(&address);
-            (name.map(|name| name.to_string()), machine.explored.places.stacks.iter().position(on))
+            let stack = machine.explored.places.stacks.iter().position(on);
+            // Each life of a CPU has its own.
+            (name.map(|name| name.to_string()), stack.map(|stack| stack % machine.cpus.len()))
         });
         if let Some(name) = mailbox {
             return name;

@@ -8,7 +8,7 @@ use super::fresh::Fresh;
 use super::unfold::unfold;
 use crate::ConfigError;
 use crate::explored::Learned;
-use crate::explorer::machine::{ExploredMachine, Setup};
+use crate::explorer::machine::{ExploredMachine, LONGEST, Setup};
 use crate::explorer::minimise::{self, Cost, Minimised, minimise};
 use crate::explorer::report::Found;
 use crate::explorer::scenario::{MemoryModel, Protocol};
@@ -85,13 +85,18 @@ fn command(protocol: &Protocol, setup: &Setup) -> String {
     command
 }
 
-/// Makes a violation short. None: it does not come again, because what was learned since changes the schedule.
+/// Makes a violation short. None: it does not come again, because what was learned since changes the schedule; or it is that
+/// an execution has no end.
 pub(super) fn explain(
     protocol: &Protocol,
     setup: &Setup,
     learned: &Learned,
     found: &Found,
 ) -> Result<Option<Counterexample>, ConfigError> {
+    if found.schedule.len() >= LONGEST as usize {
+        // It has no end: a shorter one breaks no law, and nobody reads this one.
+        return Ok(None);
+    }
     // What the machines learn meanwhile makes what they were given of no use: each is asked once.
     let brief = || ExploredMachine::with_learned(protocol, setup, learned.freeze());
     let mut full = full_machine(protocol, setup)?;

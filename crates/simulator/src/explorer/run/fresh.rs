@@ -17,6 +17,16 @@ pub(super) struct Fresh<'a> {
     pub(super) again: &'a AtomicBool,
 }
 
+impl Fresh<'_> {
+    #[cold]
+    fn see(&self, violation: &Violation) {
+        if violation.law == BEGIN_AGAIN {
+            // Relaxed: only a wish to end the round.
+            self.again.store(true, Ordering::Relaxed);
+        }
+    }
+}
+
 impl System for Fresh<'_> {
     fn restart(&mut self) {
         self.machine.restart();
@@ -27,14 +37,11 @@ impl System for Fresh<'_> {
     }
 
     fn perform(&mut self, choice: Choice) -> Result<Footprint, Violation> {
-        let result = self.machine.perform(choice);
-        if let Err(violation) = &result
-            && violation.law == BEGIN_AGAIN
-        {
-            // Relaxed: only a wish to end the round.
-            self.again.store(true, Ordering::Relaxed);
-        }
-        result
+        self.machine.perform(choice).inspect_err(|violation| self.see(violation))
+    }
+
+    fn perform_only(&mut self, choice: Choice) -> Result<(), Violation> {
+        self.machine.perform_only(choice).inspect_err(|violation| self.see(violation))
     }
 
     fn cpus(&self) -> u16 {
@@ -77,7 +84,7 @@ pub(super) fn learn(machine: &mut ExploredMachine, executions: u32) {
                 break;
             }
             let choice = choices[random.next_u32() as usize % choices.len()];
-            if machine.perform(choice).is_err() {
+            if machine.perform_only(choice).is_err() {
                 break;
             }
         }
@@ -111,7 +118,7 @@ fn digests(machine: &mut ExploredMachine, number: u64) -> (Vec<Choice>, Vec<u64>
     while schedule.len() < SHORT && machine.choices(&mut choices).is_ok() && !choices.is_empty() {
         let choice = choices[random.next_u32() as usize % choices.len()];
         schedule.push(choice);
-        if machine.perform(choice).is_err() {
+        if machine.perform_only(choice).is_err() {
             break;
         }
         digests.push(machine.digest());

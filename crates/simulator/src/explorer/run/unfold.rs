@@ -35,7 +35,7 @@ pub(super) fn unfold(
         }
         let told = told(brief);
         // The violation, if it breaks a law, is seen on the other machine too.
-        let _ = brief.perform(choice);
+        let _ = brief.perform_only(choice);
         unfolding.make(choice, false)?;
         unfolding.catch_up(brief, told)?;
     }
@@ -79,7 +79,7 @@ impl Unfolding<'_> {
         }
         let before = self.buffered(cpu);
         self.unfolded.push(choice);
-        self.over = self.full.perform(choice).is_err();
+        self.over = self.full.perform_only(choice).is_err();
         if choice.action == Action::Flush {
             self.buffers[cpu].pop_front();
         } else if self.buffered(cpu) > before {
@@ -104,7 +104,7 @@ impl Unfolding<'_> {
             match flush.filter(|_| all) {
                 Some(flush) => {
                     self.unfolded.push(flush);
-                    self.over = self.full.perform(flush).is_err();
+                    self.over = self.full.perform_only(flush).is_err();
                 }
                 None => break,
             }

@@ -1,0 +1,53 @@
+//! The CPUs of simulated machines come and go, as those of a PC do: by INIT and start-up messages through the driver.
+
+use core::time::Duration;
+
+use smpcall::{Callback, FenceError, Hotplug};
+use smpcall_local_apic::{ApicId, Topology as _};
+use smpcall_machine::{Cpu, SendError};
+
+use crate::config::BOOT_CPU;
+use crate::kernel::kernel;
+use crate::machine::{SimMachine, SimTopology, local_apic};
+use crate::program;
+
+/// Where start-up code begins: a page of the first megabyte, which this machine has not.
+const START_UP_PAGE: u8 = 8;
+/// Between INIT and the first start-up message (the specification of Intel multiprocessors, 1.4, B.4).
+const AFTER_INIT: Duration = Duration::from_millis(10);
+
+fn id_of(cpu: Cpu) -> Result<ApicId, SendError> {
+    SimTopology::current().apic_id(cpu).ok_or(SendError::Unreachable)
+}
+
+// SAFETY: 1. and 2. An INIT that was accepted abandons what the CPU does; its stores are in memory, and the fence says so
+// only if it was accepted. 3. A parked CPU only takes NMIs, whose handlers do not return to anything.
+unsafe impl Hotplug for SimMachine {
+    fn callbacks() -> &'static [Callback] {
+        kernel().hooks().callbacks
+    }
+
+    fn boot_cpu() -> Cpu {
+        Cpu::new(BOOT_CPU as u32)
+    }
+
+    #[track_caller]
+    fn start_cpu(cpu: Cpu) -> Result<(), SendError> {
+        let id = id_of(cpu)?;
+        local_apic().send_init(id)?;
+        program::advance(AFTER_INIT);
+        local_apic().send_start_up(id, START_UP_PAGE).map(drop)
+    }
+
+    fn park() -> ! {
+        program::park()
+    }
+
+    #[track_caller]
+    fn fence(cpu: Cpu) -> Result<(), FenceError> {
+        local_apic().send_init(id_of(cpu).map_err(FenceError::NotSent)?).map_err(FenceError::NotSent)?;
+        program::advance(AFTER_INIT);
+        // What a hypervisor could say, and a PC cannot: whether it has arrived.
+        if program::is_started(cpu) { Err(FenceError::NotStopped) } else { Ok(()) }
+    }
+}
