@@ -27,6 +27,7 @@ use core::time::Duration;
 
 use crate::crash_notes::{CrashNotes, own_notes};
 use crate::door::OPEN;
+use crate::global::{resetter_in, winner_in};
 use crate::mailbox::Own;
 use crate::{Cpu, CpuMask, CrossCall, Deadline, Instant, Kernel, Mailbox, Mailboxes};
 use smpcall_machine::{Awaited, Conditions, CpuSetStorage, EventKind, Ipi, Woken, wait_at_most};
@@ -46,6 +47,11 @@ const NAME: u64 = 1 << 2;
 const TWICE: u64 = 1 << 8;
 /// How often the CPU has crashed: in the bits from this one on.
 const CRASH: u64 = 1 << 32;
+
+/// How long a reset may take: 10 ms and a little, and twice that to be sure. A crash stop may begin so much later.
+const RESET_LIMIT: Duration = Duration::from_millis(25);
+/// The same, counted in looks: the clock may stand still.
+const RESET_LOOKS: u64 = 1 << 19;
 
 /// A CPU that has crashed more often than this parks.
 const MOST_CRASHES: u64 = 8;
@@ -127,7 +133,8 @@ impl<K: CrashStop> CrossCall<K> {
     ///
     /// `registers` are those of the crash, from the exception frame or taken by the panic handler: they go into this
     /// CPU's notes. Any context: NMI handlers, closures, callbacks, a crash stop. Interrupts are disabled from here on.
-    /// Returns within [`STOP_LIMIT`](CrashStop::STOP_LIMIT), and within [`STOP_LOOKS`](CrashStop::STOP_LOOKS) even if the
+    /// Returns within [`STOP_LIMIT`](CrashStop::STOP_LIMIT) (and up to 25 ms more while another CPU is just being started or
+    /// fenced, because nobody may win who is reset then), and within [`STOP_LOOKS`](CrashStop::STOP_LOOKS) even if the
     /// clock stands still. If the winner crashes before it has left the kernel and comes here again, this returns at once,
     /// with what is saved so far. A CPU that crashes for the ninth time parks: then it is the way out that crashes.
     #[cold]
@@ -143,22 +150,27 @@ impl<K: CrashStop> CrossCall<K> {
         let mine = u64::from(me.number()) + 1;
         let crash = &boxes.global().crash;
         // AcqRel: a CPU that comes up and the winner do not miss each other, see `has_crashed`. Failure acquires nothing: the winner has told nothing yet.
-        match crash.compare_exchange(0, mine, AcqRel, Relaxed) {
-            Ok(_) => {
-                boxes.trace(me, EventKind::CrashWon, None, 0, registers.rip);
-                boxes.lead(me, registers, false)
-            }
-            Err(winner) if winner == mine => {
-                boxes.trace(me, EventKind::CrashedAgain, None, 0, registers.rip);
-                boxes.lead(me, registers, true)
-            }
-            Err(winner) => {
-                let winner = Cpu::new(winner as u32 - 1);
-                boxes.trace(me, EventKind::CrashLost, Some(winner), 0, registers.rip);
-                if boxes.begins(me, SAVE) {
-                    boxes.save(me, registers, Role::Loser);
+        loop {
+            match crash.compare_exchange(0, mine, AcqRel, Relaxed) {
+                Ok(_) => {
+                    boxes.trace(me, EventKind::CrashWon, None, 0, registers.rip);
+                    return boxes.lead(me, registers, false);
                 }
-                K::park()
+                Err(winner) if winner == mine => {
+                    boxes.trace(me, EventKind::CrashedAgain, None, 0, registers.rip);
+                    return boxes.lead(me, registers, true);
+                }
+                Err(found) => {
+                    if let Some(resetter) = resetter_in(found) {
+                        boxes.await_reset(me, resetter, found);
+                        continue;
+                    }
+                    boxes.trace(me, EventKind::CrashLost, winner_in(found), 0, registers.rip);
+                    if boxes.begins(me, SAVE) {
+                        boxes.save(me, registers, Role::Loser);
+                    }
+                    K::park()
+                }
             }
         }
     }
@@ -170,9 +182,9 @@ impl<K: CrashStop> CrossCall<K> {
     pub fn handle_stop(registers: &Registers) -> bool {
         let boxes = K::mailboxes();
         // Relaxed: the number says nothing about other data, and the winner's store is visible before its NMI is taken.
-        let winner = boxes.global().crash.load(Relaxed);
+        let winner = winner_in(boxes.global().crash.load(Relaxed));
         let me = K::current_cpu();
-        if winner == 0 || winner == u64::from(me.number()) + 1 {
+        if winner.is_none_or(|winner| winner == me) {
             return false;
         }
         Self::stop_here(boxes, me, registers)
@@ -201,7 +213,19 @@ impl<K: Kernel> Mailboxes<K> {
     pub(crate) fn has_crashed(&self) -> bool {
         // AcqRel, and a write: it comes before the winner's exchange, which then acquires this CPU's declaration, or after
         // it and finds the winner. A load could overtake the declaration.
-        self.global().crash.fetch_or(0, AcqRel) != 0
+        winner_in(self.global().crash.fetch_or(0, AcqRel)).is_some()
+    }
+
+    /// A CPU that has crashed waits until another one has reset whom it resets - perhaps this one - or for so long that it
+    /// has crashed itself. A CPU that crashes while it resets waits for nobody.
+    fn await_reset(&self, me: Cpu, resetter: Cpu, held: u64) {
+        let crash = &self.global().crash;
+        if resetter != me {
+            let deadline = Deadline::within::<K>(RESET_LIMIT);
+            let _ = wait_at_most::<K>(&[crash.differs(!0, held)], deadline, RESET_LOOKS);
+        }
+        // Relaxed: the election follows.
+        let _ = crash.compare_exchange(held, 0, Relaxed, Relaxed);
     }
 }
 

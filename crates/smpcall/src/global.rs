@@ -13,8 +13,45 @@ pub(crate) struct Global<K: Kernel> {
     pub(crate) exclusive: Word<K>,
     /// The stage of the rendezvous that is under way, or 0.
     pub(crate) stage: Word<K>,
-    /// The winner of a crash stop: its CPU's number + 1, or 0.
+    /// The winner of a crash stop: its CPU's number + 1; or 0; or a [`Reset`] that nobody wins during.
     pub(crate) crash: Word<K>,
+}
+
+/// In the place of a winner: the CPU in the lower bits resets another one.
+const RESET: u64 = 1 << 63;
+
+/// The winner that a crash word names, if it names one.
+#[inline]
+pub(crate) const fn winner_in(crash: u64) -> Option<Cpu> {
+    if crash == 0 || crash & RESET != 0 { None } else { Some(Cpu::new(crash as u32 - 1)) }
+}
+
+/// The CPU that resets another one, if this is what a crash word says.
+pub(crate) const fn resetter_in(crash: u64) -> Option<Cpu> {
+    if crash & RESET == 0 { None } else { Some(Cpu::new(crash as u32)) }
+}
+
+/// While this CPU resets another one, no crash stop is won: the winner could be the one that is reset, and would stop nobody
+/// then. Whoever crashes meanwhile waits for the end of it, and not for long.
+pub(crate) struct Reset<K: Kernel> {
+    crash: &'static Word<K>,
+    held: u64,
+}
+
+impl<K: Kernel> Reset<K> {
+    /// None if a CPU has crashed: then nobody is to be reset any more.
+    pub(crate) fn begin(here: Here<K>) -> Option<Self> {
+        let (crash, held) = (&here.boxes.global().crash, RESET | u64::from(here.me.number()));
+        // Relaxed: the word alone decides who comes first, and the reset makes itself visible.
+        crash.compare_exchange(0, held, Relaxed, Relaxed).is_ok().then_some(Self { crash, held })
+    }
+}
+
+impl<K: Kernel> Drop for Reset<K> {
+    fn drop(&mut self) {
+        // Fails if somebody has lost patience. Relaxed: as above.
+        let _ = self.crash.compare_exchange(self.held, 0, Relaxed, Relaxed);
+    }
 }
 
 impl<K: Kernel> Global<K> {

@@ -69,14 +69,18 @@ impl fmt::Display for Absence {
             Self::Busy { caller: Some(caller) } => {
                 write!(f, "it was running a closure of CPU {caller} and has not saved its registers")
             }
-            Self::Busy { caller: None } => f.write_str("it was running a post and has not saved its registers"),
+            Self::Busy { caller: None } => {
+                f.write_str("it was running a post and has not saved its registers")
+            }
             Self::InterruptsDisabled { at } => {
                 write!(f, "it has not saved its registers; last seen with interrupts disabled at {at:#x}")
             }
             Self::InterruptsEnabled { at } => {
                 write!(f, "it has not saved its registers; last seen with interrupts enabled at {at:#x}")
             }
-            Self::NoSignOfLife => f.write_str("it has not saved its registers, and nothing else is known of it"),
+            Self::NoSignOfLife => {
+                f.write_str("it has not saved its registers, and nothing else is known of it")
+            }
         }
     }
 }

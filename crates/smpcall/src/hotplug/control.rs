@@ -5,7 +5,7 @@ use core::time::Duration;
 
 use super::{Callback, DYING, FENCED, Hotplug, HotplugError, PARKED, PHASE, Refused, SETTLED, Stage};
 use crate::door::OPEN;
-use crate::global::Exclusive;
+use crate::global::{Exclusive, Reset};
 use crate::{Cpu, CrossCall, Deadline, Instant, Life, Mailbox};
 use smpcall_machine::{EventKind, Woken, wait};
 
@@ -61,6 +61,13 @@ impl<K: Hotplug> Control<K> {
             self.trace(to);
         }
         withdrawn
+    }
+
+    /// Stops the CPU for good.
+    #[track_caller]
+    pub(super) fn fence(&self) -> Result<(), HotplugError> {
+        let _reset = Reset::begin(self.exclusive.owner).ok_or(HotplugError::Crashing)?;
+        K::fence(self.cpu).map_err(HotplugError::Fence)
     }
 
     /// Waits until the CPU has left a phase; false at the deadline. Interrupts are enabled: they serve the mailbox.

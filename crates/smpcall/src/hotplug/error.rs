@@ -93,6 +93,8 @@ pub enum HotplugError {
     Fence(FenceError),
     /// It was to be declared dead, and it answered.
     IsAlive,
+    /// A CPU has crashed: nobody is started or fenced any more.
+    Crashing,
 }
 
 impl fmt::Display for HotplugError {
@@ -119,6 +121,7 @@ impl fmt::Display for HotplugError {
                 write!(f, "the CPU was {life:?} at the deadline and goes on: try again later")
             }
             Self::Fence(error) => write!(f, "the CPU may still run: {error}"),
+            Self::Crashing => f.write_str("a CPU has crashed: no other one is started or fenced any more"),
             Self::IsAlive => f.write_str("the CPU is alive: it answered"),
         }
     }

@@ -77,7 +77,7 @@ impl<K: Hotplug> Control<K> {
                 if self.answers() {
                     return Err(HotplugError::IsAlive);
                 }
-                K::fence(self.cpu).map_err(HotplugError::Fence)?;
+                self.fence()?;
                 self.set_life(FENCED);
             }
         }

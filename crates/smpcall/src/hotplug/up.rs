@@ -8,6 +8,7 @@ use super::{
     ALIVE, FAILED, Hotplug, HotplugError, INDEX, INDEX_SHIFT, LATE, Life, PARKED, PHASE, REASON_SHIFT,
     Refused, SETTLED, STARTING, Stage, UP,
 };
+use crate::global::Reset;
 use crate::serve::Here;
 use crate::{Cpu, CrossCall, InterruptsOff, Mailbox};
 use smpcall_machine::EventKind;
@@ -102,7 +103,7 @@ impl<K: Hotplug> Control<K> {
                 SETTLED => self.start()?,
                 LATE => {
                     // It may come at any moment, and take this start for its own. It holds nothing.
-                    K::fence(self.cpu).map_err(HotplugError::Fence)?;
+                    self.fence()?;
                     self.set_life(SETTLED);
                 }
                 STARTING => self.await_coming()?,
@@ -125,8 +126,12 @@ impl<K: Hotplug> Control<K> {
             return Err(error);
         }
         self.set_life(STARTING);
-        match K::start_cpu(self.cpu) {
-            Err(error) if self.give_up() => Err(HotplugError::NotStarted(error)),
+        let started = match Reset::begin(self.exclusive.owner) {
+            Some(_reset) => K::start_cpu(self.cpu).map_err(HotplugError::NotStarted),
+            None => Err(HotplugError::Crashing),
+        };
+        match started {
+            Err(error) if self.give_up() => Err(error),
             // If it has come it has come.
             _ => Ok(()),
         }
