@@ -206,6 +206,7 @@ laws! {
     a_crash_ends_a_rendezvous: "crash-rendezvous", own("crash-rendezvous"), 580 states;
     a_crash_in_which_nothing_goes_wrong_saves_all: "crash-complete", own("crash-complete"), 390 states;
     a_cpu_that_comes_up_during_a_crash_stops: "crash-coming-up", own("crash-coming-up"), 350 states;
+    a_winner_is_not_reset: "crash-reset", own("crash-reset"), 100 states;
     a_cpu_that_stands_still_is_named_by_the_winner: "crash-wedge", own("crash-wedge"), 34 states;
     two_crashes_and_a_cpu_that_stands_still: "crash-wedge-three", own("crash-wedge-three"), 2_600 states;
     a_second_crash_of_the_winner_goes_to_the_end: "crash-again", own("crash-again"), 1_500 states;

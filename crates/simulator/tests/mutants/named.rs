@@ -871,6 +871,13 @@ pub(crate) const ALL: &[Named] = &[
         NotAtomic,
         "rendezvous-two",
     ),
+    sc(
+        "a CPU wins that is being reset",
+        "global.rs",
+        "crash.compare_exchange(0, held, Relaxed, Relaxed)",
+        NotWritten,
+        "crash-reset",
+    ),
     // A CPU that stops in the middle of its lists.
     sc(
         "posts on their way are forgotten",

@@ -7,10 +7,11 @@ use core::time::Duration;
 
 use smpcall::vmcore::{Notes, PrStatus, Registers, prstatus};
 use smpcall::{Crash, CrashStop, InterruptsOff};
-use smpcall_local_apic::Interrupt;
+use smpcall_local_apic::{Interrupt, Routing};
 use smpcall_machine::{Cpu, Deadline, Machine, Plain, Word, wait};
 
 use super::apic::send;
+use super::books::SHORT;
 use crate::explorer::note::Note;
 use crate::explorer::scenario::{Bounds, Protocol, Scenario};
 use crate::explorer::system::Violation;
@@ -21,7 +22,7 @@ use crate::{SimMachine, SimMemory, program};
 pub(super) fn all() -> Vec<Protocol> {
     let mut all = stops();
     all.extend(elections());
-    all.extend([rendezvous(), complete(), coming_up(), wedged(), wedged_three(), again()]);
+    all.extend([rendezvous(), complete(), coming_up(), reset(), wedged(), wedged_three(), again()]);
     all.extend(back_traces());
     all
 }
@@ -312,6 +313,30 @@ fn coming_up() -> Protocol {
             ends.wait_for_ever();
         });
     })
+}
+
+fn reset() -> Protocol {
+    let about = "a CPU crashes while another one declares it dead: who has won is not reset (L7)";
+    let mut protocol = protocol("crash-reset", about, 2, 0..=1, |cpu| {
+        let ends = cpu.ends;
+        cpu.scenario.cpu(move || {
+            // SAFETY: nothing that the other CPU leaves behind is used, and no task migrates.
+            let declared = unsafe { Calls::declare_dead(Cpu::new(1), SHORT.expect("it is a limit")) };
+            // Whoever has crashed, or will, stops this CPU.
+            if declared.is_err() || Calls::has_crashed() {
+                ends.wait_for_ever();
+            }
+        });
+        cpu.scenario.cpu(move || {
+            // So that it is asked by a call, which one early deadline withdraws.
+            Calls::declare_nmi(false);
+            ends.crash()
+        });
+    });
+    protocol.prompt = false;
+    protocol.routing = Routing::X2ApicPhysical;
+    protocol.bounds = Bounds { expiries: 1, ..Bounds::default() };
+    protocol
 }
 
 /// Waits for others that may never come.
