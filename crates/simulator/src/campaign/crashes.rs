@@ -90,7 +90,7 @@ pub struct Crashes {
     /// CPUs that crashed too, and lost.
     pub lost: u64,
     /// Further machines in which nobody came to crash, or whose fault kept the CPU that crashed from any further step. Nobody
-    /// comes to crash if the CPU that was to do it was fenced, or waits in a rendezvous, with interrupts disabled, for one
+    /// comes to crash if the CPU that was to do it had done its work before, was fenced, or waits in a rendezvous, with interrupts disabled, for one
     /// that has died in there. (Only an NMI gets it out of there: a hard lockup's, say.)
     pub hung: u64,
     /// Winners that crashed again in their crash stop.
@@ -422,7 +422,8 @@ fn run_one(options: &Options, seed: u64, sum: &mut Crashes) -> Result<Result<(),
     let (crashed, ends) = (CRASHED.take(), ENDS.take());
     let saboteur = world.inspect(scene.saboteur);
     let waits = !saboteur.interrupts_enabled && saboteur.activity == Activity::Waiting;
-    let nobody_could_crash = !scene.unable.is_empty() && waits || saboteur.waits_for_start_up;
+    let nobody_could_crash =
+        !scene.unable.is_empty() && waits || saboteur.waits_for_start_up || saboteur.ended;
     // Which of several wins is not to be seen from here if none goes on.
     let all_died = crashed.iter().all(|(cpu, ..)| scene.unable.contains(*cpu));
     if crashed.is_empty() && nobody_could_crash || !crashed.is_empty() && ends.is_empty() && all_died {
