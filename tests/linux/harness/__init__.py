@@ -1,0 +1,1 @@
+"""Makes crash dumps of real Linux kernels in known states. See ../README.md."""
