@@ -5,7 +5,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Parser, Subcommand};
 use clap_complete::Shell;
+use smpcall_diagnosis::source::Format;
 use smpcall_incidents::{Fault, Incident, When};
+use smpcall_lab_runner::{Accel, ApicMode, Machine, Suite};
 use smpcall_local_apic::Routing;
 use smpcall_simulator::campaign::Workload;
 use smpcall_simulator::explorer::schedule::Schedule;
@@ -34,6 +36,12 @@ pub(crate) enum Command {
     /// Explore every schedule of a protocol on a small machine: its laws hold, or here is how one breaks
     #[command(after_help = EXPLORE_HELP)]
     Explore(Box<Explore>),
+    /// Run the lab kernel - the same code on a real machine, emulated - and its suites
+    #[command(after_help = LAB_HELP)]
+    Lab(Lab),
+    /// Say which CPU never took which call, who waits for whom, and why: from a crash dump, a hung guest or a log
+    #[command(after_help = DIAGNOSE_HELP)]
+    Diagnose(Diagnose),
     /// Print a completion script
     Completions {
         /// For which shell
@@ -150,6 +158,58 @@ pub(crate) struct Campaign {
     pub(crate) json: bool,
 }
 
+const DIAGNOSE_HELP: &str = "\
+SOURCE is one of
+  FILE           a crash dump: an ELF vmcore, kdump-compressed (makedumpfile, QEMU), also flattened
+  FILE           a log: of a console, dmesg or journalctl, or what `crash` printed (bt -a), or QEMU's `info lapic`
+  FILE           a trace of the simulated machine (smpcall replay --trace)
+  -              a log on standard input
+  qmp:SOCKET     a hung QEMU guest, read in place through its monitor; it is neither written to nor paused
+  /proc/kcore    the running kernel
+
+No debuginfo package is needed. Nothing is ever written to a source.
+
+The machine hangs right now:
+  on QEMU/KVM    smpcall diagnose qmp:/path/to/monitor.sock
+  on hardware    let it panic with kdump (SysRq c), then  smpcall diagnose /var/crash/.../vmcore
+  no dump        SysRq l (all back traces) or  crash> bt -a , save the console, then  smpcall diagnose console.log
+It has come back:
+  journalctl -k -b -1 | smpcall diagnose -
+
+Read the first line: the verdict, how sure it is, and whom it concerns. `missing` says what would make it surer.
+Exit codes: 0 nothing waits for longer than is normal, 1 something was found, 2 usage, 3 SOURCE cannot be read.";
+
+#[derive(Debug, Args)]
+pub(crate) struct Diagnose {
+    /// What to read: a crash dump, a log, - for standard input, qmp:SOCKET, /proc/kcore
+    #[arg(value_name = "SOURCE")]
+    pub(crate) source: String,
+
+    /// What SOURCE is: auto (told by its contents), log, dump, trace
+    #[arg(long, value_name = "NAME", default_value_t = Format::Auto)]
+    pub(crate) format: Format,
+
+    /// Print one JSON document and nothing else
+    #[arg(long)]
+    pub(crate) json: bool,
+
+    /// Print the kernel's log that the dump contains, and nothing else
+    #[arg(long, conflicts_with_all = ["json", "timeline"])]
+    pub(crate) dmesg: bool,
+
+    /// Draw who waits for whom, as SVG
+    #[arg(long, value_name = "FILE.svg")]
+    pub(crate) timeline: Option<PathBuf>,
+
+    /// Write a small dump that holds only what the diagnosis has read and gives the same verdict: for a bug report
+    #[arg(long, value_name = "SMALL.vmcore", conflicts_with = "dmesg")]
+    pub(crate) extract: Option<PathBuf>,
+
+    /// The kernel's own vmlinux, for kernels that do not describe their types (BTF) or symbols themselves
+    #[arg(long, value_name = "FILE")]
+    pub(crate) vmlinux: Option<PathBuf>,
+}
+
 const EXPLORE_HELP: &str = "Without a protocol, the protocols are listed. Ctrl-C ends an exploration with what was \
     covered until then.\n\nShards: if every shard I of N says that nothing but the other shards is missing (`incomplete` is \
     `shard`), then the sum of their `classes` and the union of their `endings` are those of the whole.";
@@ -258,6 +318,63 @@ pub(crate) struct Explore {
     /// Print one JSON document and nothing else
     #[arg(long)]
     pub(crate) json: bool,
+}
+
+const LAB_HELP: &str = "QEMU is looked for in PATH, or is the program that SMPCALL_QEMU names. Each suite is a boot of its own. \
+    What this version of QEMU cannot do is skipped, with the reason, and has not passed.";
+
+#[derive(Debug, Args)]
+pub(crate) struct Lab {
+    #[arg(value_name = "SUITE", help = suites_help())]
+    pub(crate) suites: Vec<Suite>,
+
+    /// How many CPUs, 1 to 512; 4 by default, for bench 16
+    #[arg(long, value_name = "N")]
+    pub(crate) cpus: Option<u32>,
+
+    /// The mode of the local APICs: xapic or x2apic; x2apic by default where the machine has it
+    #[arg(long, value_name = "MODE")]
+    pub(crate) apic: Option<ApicMode>,
+
+    /// Which emulator: qemu or bochs
+    #[arg(long, value_name = "NAME", default_value_t = Machine::Qemu)]
+    pub(crate) machine: Machine,
+
+    /// Who executes the guest's instructions: tcg (QEMU itself) or kvm
+    #[arg(long, value_name = "NAME", default_value_t = Accel::Tcg)]
+    pub(crate) accel: Accel,
+
+    /// Let the guest's clock count instructions: runs repeat exactly
+    #[arg(long)]
+    pub(crate) icount: bool,
+
+    /// From which all randomness comes
+    #[arg(long, value_name = "S", default_value_t = 1)]
+    pub(crate) seed: u64,
+
+    /// How many operations each suite makes; its own number by default
+    #[arg(long, value_name = "N")]
+    pub(crate) operations: Option<u64>,
+
+    /// The probability with which each ring is swallowed before it is sent, 0 to 1; the suites' own by default
+    #[arg(long, value_name = "P", allow_negative_numbers = true, value_parser = probability)]
+    pub(crate) drop: Option<Probability>,
+
+    /// The image of the lab kernel; by default one beside this command, or built from the workspace
+    #[arg(long, value_name = "FILE")]
+    pub(crate) image: Option<PathBuf>,
+
+    /// Keep the vmcore that the suite crash leaves
+    #[arg(long, value_name = "FILE")]
+    pub(crate) vmcore: Option<PathBuf>,
+
+    /// Print one JSON document and nothing else
+    #[arg(long)]
+    pub(crate) json: bool,
+}
+
+fn suites_help() -> String {
+    format!("Which suites: {}; all but bench if none is named", Suite::names())
 }
 
 /// One part of an exploration.

@@ -14,6 +14,8 @@ pub(crate) enum Failure {
     Output(String),
     /// What was asked for cannot be started: exit code 3.
     Start(String),
+    /// Something cannot be read: exit code 3.
+    Input(String),
 }
 
 impl Failure {
@@ -44,6 +46,11 @@ impl Failure {
         ))
     }
 
+    /// A source cannot be read.
+    pub(crate) fn source(problem: impl Display) -> Self {
+        Self::Input(problem.to_string())
+    }
+
     /// Ctrl-C would not end it cleanly.
     pub(crate) fn signals(error: &io::Error) -> Self {
         let reason = reason(error);
@@ -54,7 +61,7 @@ impl Failure {
     pub(crate) fn report(self) -> ExitCode {
         let (sentence, code) = match self {
             Self::Usage(sentence) => (sentence, 2),
-            Self::Output(sentence) | Self::Start(sentence) => (sentence, 3),
+            Self::Output(sentence) | Self::Start(sentence) | Self::Input(sentence) => (sentence, 3),
         };
         crate::terminal::complain(&sentence);
         ExitCode::from(code)

@@ -1,14 +1,16 @@
 //! The command `smpcall`: reads arguments, runs what they ask for, prints what came of it.
 //!
 //! Results go to standard output, everything else to standard error. Exit codes: 0 as expected, nothing wrong; 1
-//! something was found; 2 usage; 3 a machine cannot be started, or an output cannot be written.
+//! something was found; 2 usage; 3 an input cannot be read, a machine cannot be started, or an output cannot be written.
 
 mod arguments;
 mod campaign;
+mod diagnose;
 mod explore;
 mod failure;
 mod files;
 mod interrupt;
+mod lab;
 mod manual;
 mod replay;
 mod terminal;
@@ -43,6 +45,8 @@ fn main() -> ExitCode {
         Command::Replay(wanted) => replay::run(&wanted, &terminal),
         Command::Campaign(wanted) => campaign::run(&wanted, &terminal),
         Command::Explore(wanted) => explore::run(&wanted, &terminal),
+        Command::Lab(wanted) => lab::run(&wanted, &terminal),
+        Command::Diagnose(wanted) => diagnose::run(&wanted, &terminal),
         Command::Completions { shell } => manual::completions(shell),
         Command::Man => manual::page(),
     };

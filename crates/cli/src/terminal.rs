@@ -49,6 +49,11 @@ impl Terminal {
         }
     }
 
+    /// Whether somebody watches progress.
+    pub(crate) const fn shows_progress(&self) -> bool {
+        self.progress
+    }
+
     /// Replaces the line of progress, if somebody watches.
     pub(crate) fn progress(&self, line: &str) {
         if self.progress {

@@ -26,6 +26,16 @@ pub enum Node {
         function: Option<String>,
         /// Whether the target has taken it.
         claimed: bool,
+        /// Whether it is only inferred that there is such a call.
+        #[serde(skip_serializing_if = "core::ops::Not::not")]
+        guessed: bool,
+    },
+    /// A lock that somebody waits for.
+    Lock {
+        /// Its name.
+        name: String,
+        /// The CPU that has it, if known.
+        holder: Option<u32>,
     },
 }
 
@@ -51,6 +61,9 @@ pub struct WaitGraph {
     /// The same backwards.
     #[serde(skip)]
     waiters: BTreeMap<u32, BTreeSet<u32>>,
+    /// Of these pairs, those who wait for nothing but a lock.
+    #[serde(skip)]
+    for_locks: BTreeSet<(u32, u32)>,
 }
 
 impl WaitGraph {
@@ -76,7 +89,16 @@ impl WaitGraph {
                 }
             }
         }
+        let mut for_locks = BTreeSet::new();
+        for lock in &evidence.locks {
+            for (&cpu, holder) in lock.waiters.iter().filter_map(|cpu| Some((cpu, lock.holder?))) {
+                if cpu != holder && targets.entry(cpu).or_default().insert(holder) {
+                    for_locks.insert((cpu, holder));
+                }
+            }
+        }
         targets.retain(|_, set| !set.is_empty());
+        cpus.extend(evidence.locks.iter().flat_map(|lock| lock.waiters.iter().chain(&lock.holder)));
         cpus.extend(targets.keys().chain(targets.values().flatten()));
         let index: BTreeMap<u32, usize> = cpus.iter().copied().zip(0..).collect();
         let mut nodes: Vec<Node> = cpus.iter().map(|&cpu| Node::Cpu { cpu }).collect();
@@ -88,9 +110,16 @@ impl WaitGraph {
                 target: call.target,
                 function: call.function.clone(),
                 claimed: call.state == CallState::Claimed,
+                guessed: call.candidates > 0,
             });
             edges.extend(waiter(call).map(|caller| Edge { from: index[&caller], to: node }));
             edges.push(Edge { from: node, to: index[&call.target] });
+        }
+        for lock in &evidence.locks {
+            let node = nodes.len();
+            nodes.push(Node::Lock { name: lock.name.clone(), holder: lock.holder });
+            edges.extend(lock.waiters.iter().map(|cpu| Edge { from: index[cpu], to: node }));
+            edges.extend(lock.holder.map(|holder| Edge { from: node, to: index[&holder] }));
         }
         edges.extend(direct.iter().map(|(from, to)| Edge { from: index[from], to: index[to] }));
         edges.sort_unstable();
@@ -100,7 +129,7 @@ impl WaitGraph {
                 waiters.entry(to).or_default().insert(from);
             }
         }
-        Self { nodes, edges, targets, waiters }
+        Self { nodes, edges, targets, waiters, for_locks }
     }
 
     /// Whom a CPU waits for, ascending.
@@ -111,6 +140,41 @@ impl WaitGraph {
     /// Whether a CPU waits for another one.
     pub fn waits(&self, cpu: u32) -> bool {
         self.targets.contains_key(&cpu)
+    }
+
+    /// Whether one CPU waits for another only because that one has a lock.
+    pub fn is_for_lock(&self, from: u32, to: u32) -> bool {
+        self.for_locks.contains(&(from, to))
+    }
+
+    /// Whether a CPU waits for a call, or for a lock whose holder does, however many locks lie between.
+    pub fn waits_for_a_call(&self, cpu: u32) -> bool {
+        let mut seen = BTreeSet::from([cpu]);
+        let mut queue = VecDeque::from([cpu]);
+        while let Some(next) = queue.pop_front() {
+            for target in self.targets_of(next) {
+                if !self.is_for_lock(next, target) {
+                    return true;
+                }
+                if seen.insert(target) {
+                    queue.push_back(target);
+                }
+            }
+        }
+        false
+    }
+
+    /// Who has, in the end, what a CPU waits for through locks alone; none if it waits for no lock of a known holder.
+    pub fn holder_behind(&self, cpu: u32) -> Option<u32> {
+        let mut seen = BTreeSet::from([cpu]);
+        let mut last = cpu;
+        while let Some(next) = self.targets_of(last).find(|&next| self.is_for_lock(last, next)) {
+            if !seen.insert(next) {
+                break;
+            }
+            last = next;
+        }
+        (last != cpu).then_some(last)
     }
 
     /// All that wait for a CPU: the direct ones first, then those that wait for these, ascending in each group.
@@ -191,7 +255,7 @@ fn waiter(call: &CallEvidence) -> Option<u32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::evidence::WaitEvidence;
+    use crate::evidence::{LockEvidence, WaitEvidence};
     use crate::samples::working;
 
     fn graph(calls: &[(u32, u32)]) -> WaitGraph {
@@ -222,6 +286,26 @@ mod tests {
         assert_eq!(graph.nodes.len(), 4);
         assert_eq!(graph.edges, [Edge { from: 1, to: 2 }, Edge { from: 2, to: 0 }, Edge { from: 3, to: 0 }]);
         assert_eq!(graph.waiters_of(1), [2]);
+    }
+
+    #[test]
+    fn a_lock_is_a_node_between_who_waits_and_who_has_it() {
+        let lock = |name: &str, waiters: &[u32], holder| LockEvidence {
+            name: name.into(),
+            waiters: waiters.to_vec(),
+            holder,
+            ..LockEvidence::default()
+        };
+        let locks = vec![lock("rq", &[1, 2], Some(3)), lock("log", &[3], Some(4)), lock("lost", &[4], None)];
+        let evidence = MachineEvidence { locks, ..MachineEvidence::default() };
+        let graph = WaitGraph::new(&evidence, &[CallEvidence::queued(0, 1)]);
+        assert_eq!(graph.chain_from(0), [0, 1, 3, 4]);
+        assert_eq!(graph.waiters_of(4), [3, 1, 2, 0]);
+        assert!(graph.is_for_lock(1, 3) && !graph.is_for_lock(0, 1));
+        assert_eq!((graph.holder_behind(1), graph.holder_behind(4)), (Some(4), None));
+        assert!(graph.waits_for_a_call(0) && !graph.waits_for_a_call(1));
+        let named = Node::Lock { name: "lost".into(), holder: None };
+        assert!(graph.nodes.contains(&named));
     }
 
     #[test]

@@ -3,23 +3,27 @@
 //! A case is one CPU that others have been waiting for. Circles are looked for first, because none of their members
 //! is to blame alone; a CPU that cannot serve because it waits itself is no case of its own: the chain goes on.
 
-mod case;
+pub(crate) mod case;
 mod cpu_dead;
+mod healthy;
 mod interrupts_off;
 mod ipi_lost;
 mod long_handler;
 mod mutual_wait;
 mod offline_queue;
 mod pending_at_crash;
+mod stalled;
 mod stray_eoi;
 mod stuck_icr;
 mod undetermined;
+mod vcpu_not_running;
+mod waiting;
 
 use std::collections::{BTreeMap, BTreeSet};
 
 pub use case::Case;
 
-use crate::evidence::{CallEvidence, CallState, MachineEvidence};
+use crate::evidence::{CallEvidence, CallState, CpuEvidence, MachineEvidence, StallEvidence, WaitEvidence};
 use crate::graph::WaitGraph;
 use crate::verdict::{Confidence, Fact, Verdict, VerdictKind};
 
@@ -27,8 +31,9 @@ use crate::verdict::{Confidence, Fact, Verdict, VerdictKind};
 pub type Rule = fn(&Case<'_>) -> Option<Verdict>;
 
 /// All rules about one CPU, in order. If none speaks, the case is undetermined.
-pub const RULES: [Rule; 5] = [
+pub const RULES: [Rule; 6] = [
     offline_queue::recognise,
+    vcpu_not_running::recognise,
     cpu_dead::recognise,
     long_handler::recognise,
     interrupts_off::recognise,
@@ -53,13 +58,16 @@ pub fn apply(evidence: &MachineEvidence, calls: &[CallEvidence], graph: &WaitGra
         }
     }
     verdicts.extend(uncounted(evidence, calls));
+    verdicts.extend(waits_for_nobody_known(evidence, calls, graph));
     verdicts.extend(evidence.stray_ends.iter().map(|stray| stray_eoi::describe(evidence, stray)));
     verdicts.extend(evidence.busy_controllers.iter().filter_map(|busy| stuck_icr::recognise(evidence, busy)));
     verdicts.extend(
         evidence.pending_at_crash.iter().filter_map(|held| pending_at_crash::recognise(evidence, held)),
     );
+    let unexplained = unexplained_stalls(evidence, graph, &verdicts);
+    verdicts.extend(unexplained);
     if verdicts.is_empty() {
-        verdicts.push(healthy(evidence, calls));
+        verdicts.push(healthy::describe(evidence, calls));
     }
     verdicts.sort_by_key(|verdict| (core::cmp::Reverse(verdict.confidence), verdict.kind, verdict.cpu));
     verdicts
@@ -77,14 +85,14 @@ fn cases<'a>(
     }
     let is_case = |target: u32, calls: &[&CallEvidence]| {
         let offline = evidence.cpu(target).is_some_and(|cpu| cpu.online == Some(false));
-        offline || calls.iter().any(|call| evidence.is_overdue(call.nanos))
+        offline || calls.iter().any(|call| evidence.is_call_overdue(call))
     };
     let overdue = by_target.iter().filter(|(target, calls)| is_case(**target, calls));
     let mut targets: BTreeSet<u32> = overdue.map(|(&target, _)| target).collect();
     // With a known call to the target, it is that call's time which counts, not the wait's.
     let known: BTreeSet<(Option<u32>, u32)> = calls.iter().map(|call| (call.caller, call.target)).collect();
     for cpu in &evidence.cpus {
-        if cpu.wait.as_ref().is_some_and(|wait| evidence.is_overdue(wait.nanos)) {
+        if cpu.wait.as_ref().is_some_and(|wait| evidence.is_wait_overdue(wait)) {
             targets.extend(
                 graph.targets_of(cpu.cpu).filter(|&target| !known.contains(&(Some(cpu.cpu), target))),
             );
@@ -92,6 +100,42 @@ fn cases<'a>(
     }
     let case = |target| Case::new(evidence, by_target.remove(&target).unwrap_or_default(), graph, target);
     targets.into_iter().map(case).collect()
+}
+
+/// CPUs that have waited for too long, of which nothing says for whom.
+fn waits_for_nobody_known(
+    evidence: &MachineEvidence,
+    calls: &[CallEvidence],
+    graph: &WaitGraph,
+) -> Option<Verdict> {
+    let is_open = |cpu: u32| {
+        let named = calls.iter().any(|call| call.waited && call.caller == Some(cpu));
+        !named && !evidence.counted_calls.iter().any(|counted| counted.caller == cpu)
+    };
+    let waits = |cpu: &&CpuEvidence| {
+        let overdue = |wait: &WaitEvidence| wait.targets.is_empty() && evidence.is_wait_overdue(wait);
+        cpu.wait.as_ref().is_some_and(overdue) && is_open(cpu.cpu)
+    };
+    let case = |cpu: &CpuEvidence| Case::new(evidence, vec![], graph, cpu.cpu);
+    let waiting: Vec<Case<'_>> = evidence.cpus.iter().filter(waits).map(case).collect();
+    waiting::describe(&waiting)
+}
+
+/// One verdict for each CPU that the kernel has found stuck and of which no verdict speaks, not even as of a waiter.
+fn unexplained_stalls(evidence: &MachineEvidence, graph: &WaitGraph, verdicts: &[Verdict]) -> Vec<Verdict> {
+    let spoken_of = |cpu: u32| {
+        verdicts.iter().any(|verdict| {
+            verdict.cpu == Some(cpu) || verdict.culprit == Some(cpu) || verdict.waiters.contains(&cpu)
+        })
+    };
+    let mut stalls: BTreeMap<u32, Vec<&StallEvidence>> = BTreeMap::new();
+    for stall in evidence.stalls.iter().filter(|stall| !spoken_of(stall.cpu)) {
+        stalls.entry(stall.cpu).or_default().push(stall);
+    }
+    let describe = |(cpu, stalls): (u32, Vec<&StallEvidence>)| {
+        stalled::describe(&Case::new(evidence, vec![], graph, cpu), &stalls)
+    };
+    stalls.into_iter().map(describe).collect()
 }
 
 /// Counted calls that are overdue and whose missing targets could not be told.
@@ -118,29 +162,6 @@ fn uncounted(evidence: &MachineEvidence, calls: &[CallEvidence]) -> Vec<Verdict>
         missing: vec!["for each target, how many rings were sent to it and how many it took".into()],
     })
     .collect()
-}
-
-fn healthy(evidence: &MachineEvidence, calls: &[CallEvidence]) -> Verdict {
-    let unfinished = calls.iter().filter(|call| call.state != CallState::Finished).count();
-    let known = !evidence.cpus.is_empty();
-    let waiting = evidence.cpus.iter().filter(|cpu| cpu.wait.is_some()).count();
-    Verdict {
-        kind: VerdictKind::Healthy,
-        cpu: None,
-        culprit: None,
-        waiters: vec![],
-        function: None,
-        confidence: if known { Confidence::Certain } else { Confidence::Possible },
-        evidence: vec![
-            Fact::new(
-                "unfinished calls, none of them overdue",
-                unfinished.to_string(),
-                evidence.origin.clone(),
-            ),
-            Fact::new("waiting CPUs, none of them for long", waiting.to_string(), evidence.origin.clone()),
-        ],
-        missing: if known { vec![] } else { vec!["the state of any CPU".into()] },
-    }
 }
 
 #[cfg(test)]

@@ -1,5 +1,7 @@
 //! A diagnosis for people: the verdict in one line, who waits for whom, the evidence, what is missing, what to do next.
 
+mod whole;
+
 use core::fmt::Write;
 use std::collections::BTreeMap;
 
@@ -56,11 +58,22 @@ fn sentence(verdict: &Verdict) -> String {
             format!("the interrupt controller of {cpu} never becomes ready to send{waiters}")
         }
         VerdictKind::IpiLost => format!("the IPI for the call{called} never reached {cpu}{waiters}"),
-        VerdictKind::InterruptsOff => format!("{cpu} runs with interrupts disabled{within}{waiters}"),
+        VerdictKind::InterruptsOff => {
+            let holder = verdict.culprit.filter(|culprit| Some(*culprit) != verdict.cpu);
+            let lock = holder.map_or_else(String::new, |holder| format!(", held up by CPU {holder}"));
+            format!("{cpu} runs with interrupts disabled{within}{lock}{waiters}")
+        }
         VerdictKind::LongHandler => format!("{cpu} does not come to an end{within}{waiters}"),
         VerdictKind::PendingAtCrash => format!("interrupts were pending or in service at the crash on {cpu}"),
         VerdictKind::StrayEoi => {
             format!("a handler on {cpu} ended an interrupt that was not its own{within}")
+        }
+        VerdictKind::Undetermined if verdict.cpu.is_none() && !verdict.waiters.is_empty() => {
+            let (who, waits) = match verdict.waiters.as_slice() {
+                [one] => (format!("CPU {one}"), "waits"),
+                many => (format!("CPUs {}", ranges(many)), "wait"),
+            };
+            format!("{who} {waits} for a call{within}, and the evidence does not say who has not taken it")
         }
         VerdictKind::Undetermined => {
             format!("{cpu} does not answer, and the evidence does not say why{waiters}")
@@ -96,16 +109,31 @@ fn picture(graph: &WaitGraph) -> Vec<String> {
     };
     // By target and by what lies between; the order of the lines is that of these.
     let mut groups: BTreeMap<(u32, String), Vec<Option<u32>>> = BTreeMap::new();
+    let mut unheld: BTreeMap<&str, Vec<u32>> = BTreeMap::new();
     for edge in &graph.edges {
         match (cpu(edge.from), cpu(edge.to)) {
             (Some(from), Some(to)) => groups.entry((to, "wait".into())).or_default().push(Some(from)),
+            (Some(from), None) => {
+                if let Some(Node::Lock { name, holder: None }) = graph.nodes.get(edge.to) {
+                    unheld.entry(name).or_default().push(from);
+                }
+            }
             (None, Some(to)) => {
-                let Some(Node::Call { function, claimed, .. }) = graph.nodes.get(edge.from) else { continue };
+                if let Some(Node::Lock { name, .. }) = graph.nodes.get(edge.from) {
+                    let waiters = graph.edges.iter().filter(|before| before.to == edge.from);
+                    let waiters = waiters.map(|before| cpu(before.from));
+                    groups.entry((to, format!("lock {name}"))).or_default().extend(waiters);
+                    continue;
+                }
+                let Some(Node::Call { function, claimed, guessed, .. }) = graph.nodes.get(edge.from) else {
+                    continue;
+                };
                 let name = function.as_ref().map_or_else(String::new, |name| format!(" {name}"));
                 let state = if *claimed { "taken, not finished" } else { "not taken" };
                 let waiter = graph.edges.iter().find(|before| before.to == edge.from);
                 let kind = if waiter.is_some() { "call" } else { "post" };
-                let between = format!("{kind}{name}, {state}");
+                let possibly = if *guessed { "possibly a " } else { "" };
+                let between = format!("{possibly}{kind}{name}, {state}");
                 let waiter = waiter.and_then(|before| cpu(before.from));
                 groups.entry((to, between)).or_default().push(waiter);
             }
@@ -125,7 +153,10 @@ fn picture(graph: &WaitGraph) -> Vec<String> {
         };
         format!("{who} ---[{times}{between}]--> CPU {to}")
     });
-    lines.collect()
+    let held_by_nobody = |(name, cpus): (&str, Vec<u32>)| {
+        format!("CPU {} ---[lock {name}]--> who holds it is not known", ranges(&cpus))
+    };
+    lines.chain(unheld.into_iter().map(held_by_nobody)).collect()
 }
 
 /// CPU numbers as ranges, in ascending order: `0-3,7`; none as `nobody`.

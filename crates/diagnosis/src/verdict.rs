@@ -2,7 +2,8 @@
 
 use core::fmt;
 
-use serde::{Deserialize, Serialize};
+use serde::de::Error as _;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// What is wrong with a machine. The names are what scripts rely on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
@@ -144,13 +145,57 @@ pub struct Fact {
     pub value: String,
     /// Where it was found.
     pub source: String,
+    /// At which address, in a dump or a live machine. In JSON: hexadecimal, as text.
+    #[serde(
+        default,
+        skip_serializing_if = "Option::is_none",
+        serialize_with = "hexadecimal",
+        deserialize_with = "from_hexadecimal"
+    )]
+    pub address: Option<u64>,
+    /// The symbol that the value stands for, if it is an address itself.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub symbol: Option<String>,
 }
 
 impl Fact {
     /// A fact.
     pub fn new(what: impl Into<String>, value: impl Into<String>, source: impl Into<String>) -> Self {
-        Self { what: what.into(), value: value.into(), source: source.into() }
+        Self { what: what.into(), value: value.into(), source: source.into(), address: None, symbol: None }
     }
+
+    /// The same, found at this address.
+    #[must_use]
+    pub fn at(self, address: u64) -> Self {
+        Self { address: Some(address), ..self }
+    }
+
+    /// The same, whose value is the address of this symbol.
+    #[must_use]
+    pub fn meaning(self, symbol: impl Into<String>) -> Self {
+        Self { symbol: Some(symbol.into()), ..self }
+    }
+}
+
+/// An address for JSON, whose numbers have 53 bits.
+#[allow(clippy::ref_option, reason = "serde hands it over like that")]
+pub(crate) fn hexadecimal<S: Serializer>(address: &Option<u64>, serializer: S) -> Result<S::Ok, S::Error> {
+    match address {
+        Some(address) => hexadecimal_number(address, serializer),
+        None => serializer.serialize_none(),
+    }
+}
+
+/// The same for one that is always there.
+#[allow(clippy::trivially_copy_pass_by_ref, reason = "serde hands it over like that")]
+pub(crate) fn hexadecimal_number<S: Serializer>(address: &u64, serializer: S) -> Result<S::Ok, S::Error> {
+    serializer.collect_str(&format_args!("{address:#x}"))
+}
+
+fn from_hexadecimal<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<u64>, D::Error> {
+    let text = String::deserialize(deserializer)?;
+    let digits = text.strip_prefix("0x").ok_or_else(|| D::Error::custom("an address begins with 0x"))?;
+    u64::from_str_radix(digits, 16).map(Some).map_err(D::Error::custom)
 }
 
 /// What is concluded about one CPU, or about the whole machine.
@@ -196,14 +241,22 @@ mod tests {
             waiters: vec![5],
             function: Some("flush".into()),
             confidence: Confidence::Certain,
-            evidence: vec![Fact::new("IRR of CPU 11", "empty", "local APIC")],
+            evidence: vec![
+                Fact::new("IRR of CPU 11", "empty", "local APIC"),
+                Fact::new("descriptor", "locked", "crash dump").at(0xffff_8881_0000_0010).meaning("csd_data"),
+            ],
             missing: vec![],
         };
         let json = serde_json::to_value(&verdict).expect("serializable");
         let expected = serde_json::json!({
             "kind": "ipi-lost", "cpu": 11, "culprit": null, "waiters": [5], "function": "flush",
             "confidence": "certain",
-            "evidence": [{"what": "IRR of CPU 11", "value": "empty", "source": "local APIC"}], "missing": [],
+            "evidence": [
+                {"what": "IRR of CPU 11", "value": "empty", "source": "local APIC"},
+                {"what": "descriptor", "value": "locked", "source": "crash dump",
+                    "address": "0xffff888100000010", "symbol": "csd_data"},
+            ],
+            "missing": [],
         });
         assert_eq!(json, expected);
         assert_eq!(serde_json::from_value::<Verdict>(json).expect("deserializable"), verdict);

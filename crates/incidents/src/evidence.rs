@@ -51,11 +51,7 @@ pub(crate) fn of_machine(
         ring_vector: Some(RING_VECTOR),
         patience_nanos: PATIENCE.as_nanos() as u64,
         cpus: cpus.collect(),
-        calls: vec![],
-        counted_calls: vec![],
-        stray_ends: vec![],
-        busy_controllers: vec![],
-        pending_at_crash: vec![],
+        ..MachineEvidence::default()
     }
 }
 
@@ -107,15 +103,14 @@ fn of_cpu(
             targets: waiter.targets.clone(),
             function: function.clone(),
             nanos: Some(waiter.waited.as_nanos() as u64),
+            ..WaitEvidence::default()
         }),
-        running: None,
         function,
         rings_sent_to: Some(rings_sent_to),
         rings_merged: Some(report.counters.ipis_merged),
         rings_taken: Some(report.counters.taken[RING_VECTOR as usize]),
-        answered_probe: None,
-        since_progress_nanos: None,
         since_start_nanos: started_at.map(|started| report.time.since(started).as_nanos() as u64),
+        ..CpuEvidence::default()
     }
 }
 

@@ -33,7 +33,8 @@ pub(crate) fn smpcall_in(directory: &Path, arguments: &[&str]) -> Run {
     seen(&command(arguments).current_dir(directory).output().expect("the command starts"))
 }
 
-fn seen(output: &Output) -> Run {
+/// What a command that has ended did.
+pub(crate) fn seen(output: &Output) -> Run {
     let text = |bytes: &[u8]| String::from_utf8(bytes.to_vec()).expect("UTF-8");
     Run {
         code: output.status.code().expect("it ended by itself"),

@@ -5,7 +5,7 @@ use super::case::ago;
 use crate::verdict::{Confidence, Verdict, VerdictKind};
 
 pub(super) fn recognise(case: &Case<'_>) -> Option<Verdict> {
-    if case.target.answered_probe? {
+    if case.answered()? {
         return None;
     }
     let cpu = case.target.cpu;
@@ -18,6 +18,9 @@ pub(super) fn recognise(case: &Case<'_>) -> Option<Verdict> {
             verdict.evidence.push(case.fact(format!("CPU {cpu} last made progress"), ago(nanos), "trace"));
         }
         None => verdict.missing.push(format!("when CPU {cpu} last made progress")),
+    }
+    if case.evidence.panic.is_some() && case.target.online.is_none() {
+        verdict.missing.push(format!("whether CPU {cpu} was online at the crash"));
     }
     verdict.missing.push(format!("whether CPU {cpu} is scheduled (hypervisor) or stopped (hardware)"));
     Some(verdict)

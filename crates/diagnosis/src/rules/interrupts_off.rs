@@ -1,17 +1,32 @@
 //! The CPU runs with interrupts disabled, so that it cannot take the IPI; a pending vector proves that it came.
+//!
+//! The frame that did it is named. Whoever holds the lock on which it spins is the culprit.
 
 use super::Case;
+use crate::evidence::Detector;
+use crate::frames::Role;
 use crate::verdict::{Confidence, Verdict, VerdictKind};
 
 pub(super) fn recognise(case: &Case<'_>) -> Option<Verdict> {
-    if case.target.interrupts_enabled? || case.target.polls == Some(true) {
+    let hard = case
+        .evidence
+        .stalls
+        .iter()
+        .any(|stall| stall.cpu == case.target.cpu && stall.detector == Detector::HardLockup);
+    // A hard lockup says it for the whole time, registers only for a moment.
+    let disabled =
+        case.target.interrupts_enabled == Some(false) || hard && case.target.interrupts_enabled.is_none();
+    if !disabled || case.target.polls == Some(true) || case.target.idle == Some(true) {
+        return None;
+    }
+    if case.is_deaf_for_a_moment() {
         return None;
     }
     let cpu = case.target.cpu;
     let pending = case.target.is_pending(case.evidence.ring_vector);
     let confidence = if pending == Some(true) { Confidence::Certain } else { Confidence::Likely };
     let mut verdict = case.verdict(VerdictKind::InterruptsOff, confidence);
-    verdict.culprit = Some(cpu);
+    verdict.culprit = Some(case.graph.holder_behind(cpu).unwrap_or(cpu));
     verdict.function.clone_from(&case.target.function);
     verdict.evidence.extend(case.cpu_facts());
     verdict.evidence.extend(case.apic_facts());
@@ -23,6 +38,10 @@ pub(super) fn recognise(case: &Case<'_>) -> Option<Verdict> {
         }
         None => verdict.missing.push(format!("IRR of CPU {cpu} (is {} pending?)", case.vector())),
     }
+    let spins = case.reason().is_some_and(|reason| reason.role == Some(Role::SpinLock));
+    if spins && case.graph.holder_behind(cpu).is_none() {
+        verdict.missing.push(format!("who holds the lock on which CPU {cpu} spins"));
+    }
     if case.target.function.is_none() {
         verdict.missing.push(format!("where CPU {cpu} runs: its instruction pointer and stack"));
     }
@@ -32,7 +51,8 @@ pub(super) fn recognise(case: &Case<'_>) -> Option<Verdict> {
 #[cfg(test)]
 mod tests {
     use crate::diagnose;
-    use crate::samples::{RING, waits_for_cpu_0};
+    use crate::evidence::{Detector, Frame, LockEvidence, StallEvidence};
+    use crate::samples::{RING, waits_for_cpu_0, working};
     use crate::verdict::{Confidence, VerdictKind};
 
     #[test]
@@ -54,6 +74,44 @@ mod tests {
         let verdict = diagnose(&evidence).verdicts.remove(0);
         assert_eq!((verdict.kind, verdict.confidence), (VerdictKind::InterruptsOff, Confidence::Likely));
         assert!(verdict.missing[0].contains("IRR of CPU 0"));
+    }
+
+    #[test]
+    fn whoever_holds_the_lock_is_the_culprit_and_an_unknown_holder_is_missing() {
+        let mut evidence = waits_for_cpu_0(|cpu| {
+            cpu.interrupts_enabled = Some(false);
+            cpu.stack = ["native_queued_spin_lock_slowpath", "_raw_spin_lock_irqsave", "eth_poll"]
+                .map(Frame::of)
+                .into();
+        });
+        let verdict = diagnose(&evidence).verdicts.remove(0);
+        assert_eq!((verdict.culprit, verdict.function.as_deref()), (Some(0), Some("eth_poll")));
+        assert!(verdict.missing.iter().any(|missing| missing.contains("who holds the lock")), "{verdict:#?}");
+        evidence.cpus.push(working(2));
+        evidence.locks.push(LockEvidence {
+            name: "eth_lock".into(),
+            waiters: vec![0],
+            holder: Some(2),
+            ..LockEvidence::default()
+        });
+        let verdicts = diagnose(&evidence).verdicts;
+        assert_eq!(verdicts.len(), 1, "{verdicts:#?}");
+        assert_eq!((verdicts[0].kind, verdicts[0].cpu), (VerdictKind::InterruptsOff, Some(0)));
+        assert_eq!((verdicts[0].culprit, &verdicts[0].waiters), (Some(2), &vec![1]));
+    }
+
+    #[test]
+    fn a_hard_lockup_says_so_without_registers() {
+        let mut evidence = waits_for_cpu_0(|cpu| cpu.interrupts_enabled = None);
+        assert_ne!(diagnose(&evidence).verdicts[0].kind, VerdictKind::InterruptsOff);
+        evidence.stalls.push(StallEvidence { cpu: 0, detector: Detector::HardLockup, nanos: None });
+        assert_eq!(diagnose(&evidence).verdicts[0].kind, VerdictKind::InterruptsOff);
+    }
+
+    #[test]
+    fn a_cpu_that_sleeps_with_interrupts_disabled_would_be_woken_by_one() {
+        let evidence = waits_for_cpu_0(|cpu| (cpu.interrupts_enabled, cpu.idle) = (Some(false), Some(true)));
+        assert_ne!(diagnose(&evidence).verdicts[0].kind, VerdictKind::InterruptsOff);
     }
 
     #[test]

@@ -18,17 +18,33 @@ pub(super) fn recognise(
     let mut function = None;
     for &cpu in cycle {
         // A member that is not overdue is no case, and a circle with it may still resolve.
-        let case = cases.iter().find(|case| case.target.cpu == cpu)?;
+        let called = cycle
+            .iter()
+            .any(|&from| graph.targets_of(from).any(|to| to == cpu) && !graph.is_for_lock(from, cpu));
+        let lock_only;
+        let case = if called {
+            cases.iter().find(|case| case.target.cpu == cpu)?
+        } else {
+            // Others of the circle wait for its lock only: whether it could serve does not matter.
+            lock_only = Case::new(evidence, vec![], graph, cpu);
+            &lock_only
+        };
+        confidence = confidence.min(case.surest());
         match case.cannot_serve() {
+            _ if !called => {}
             Some(true) => {}
             Some(false) => return None,
             None => {
-                confidence = Confidence::Likely;
+                confidence = confidence.min(Confidence::Likely);
                 missing.push(format!("whether interrupts of CPU {cpu} are enabled"));
             }
         }
         let targets = graph.targets_of(cpu).filter(|target| cycle.contains(target));
-        let targets: Vec<String> = targets.map(|target| format!("CPU {target}")).collect();
+        let name = |target: u32| {
+            let lock = if graph.is_for_lock(cpu, target) { " (a lock)" } else { "" };
+            format!("CPU {target}{lock}")
+        };
+        let targets: Vec<String> = targets.map(name).collect();
         let place = case.target.wait.as_ref().and_then(|wait| wait.function.clone());
         let place = place.or_else(|| case.target.function.clone());
         let value = place.as_ref().map_or_else(String::new, |name| format!(", in {name}"));
@@ -54,7 +70,7 @@ pub(super) fn recognise(
 #[cfg(test)]
 mod tests {
     use crate::diagnose;
-    use crate::evidence::{MachineEvidence, WaitEvidence};
+    use crate::evidence::{LockEvidence, MachineEvidence, WaitEvidence};
     use crate::samples::{RING, machine, running_call, waiting_call};
     use crate::verdict::{Confidence, VerdictKind};
 
@@ -65,7 +81,8 @@ mod tests {
             evidence.cpus[cpu].interrupts_enabled = enabled;
             evidence.cpus[cpu].pending = Some(vec![RING]);
             let function = Some("smp_call_function_single".into());
-            evidence.cpus[cpu].wait = Some(WaitEvidence { targets: vec![target], function, nanos: None });
+            evidence.cpus[cpu].wait =
+                Some(WaitEvidence { targets: vec![target], function, ..WaitEvidence::default() });
         }
         evidence.calls = vec![waiting_call(0, 1), waiting_call(1, 0), waiting_call(2, 0)];
         evidence
@@ -79,6 +96,26 @@ mod tests {
         assert_eq!((verdict.kind, verdict.confidence), (VerdictKind::MutualWait, Confidence::Certain));
         assert_eq!((verdict.cpu, &verdict.waiters), (Some(0), &vec![1, 2]));
         assert_eq!(verdict.function.as_deref(), Some("smp_call_function_single"));
+    }
+
+    #[test]
+    fn a_circle_through_a_lock_is_one_although_its_holder_could_serve() {
+        // CPU 0 has the lock and calls CPU 1, which spins on it with interrupts off.
+        let mut evidence = machine(2);
+        evidence.cpus[1].interrupts_enabled = Some(false);
+        evidence.calls.push(waiting_call(0, 1));
+        let lock =
+            LockEvidence { name: "dcache".into(), waiters: vec![1], holder: Some(0), ..Default::default() };
+        evidence.locks.push(lock);
+        let verdicts = diagnose(&evidence).verdicts;
+        assert_eq!(verdicts.len(), 1, "{verdicts:#?}");
+        assert_eq!(
+            (verdicts[0].kind, verdicts[0].confidence),
+            (VerdictKind::MutualWait, Confidence::Certain)
+        );
+        // If CPU 1 takes interrupts while it spins, it serves, and there is no circle.
+        evidence.cpus[1].interrupts_enabled = Some(true);
+        assert_ne!(diagnose(&evidence).verdicts[0].kind, VerdictKind::MutualWait);
     }
 
     #[test]

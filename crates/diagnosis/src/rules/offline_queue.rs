@@ -7,7 +7,21 @@ use crate::evidence::CallEvidence;
 use crate::verdict::{Confidence, Verdict, VerdictKind};
 
 pub(super) fn recognise(case: &Case<'_>) -> Option<Verdict> {
+    if case.target.dying == Some(true) {
+        return is_dying(case);
+    }
     if case.target.online? { is_back(case) } else { is_offline(case) }
+}
+
+/// It is on its way down with calls in its queue: a race of the sender with hotplug. It may still look once more.
+fn is_dying(case: &Case<'_>) -> Option<Verdict> {
+    case.unclaimed().next()?;
+    let cpu = case.target.cpu;
+    let mut verdict = case.verdict(VerdictKind::OfflineQueue, Confidence::Likely);
+    verdict.evidence.push(case.fact(format!("CPU {cpu}"), "going offline", "dying mask"));
+    verdict.evidence.extend(case.cpu_facts());
+    verdict.missing.push(format!("whether CPU {cpu} empties its queue before it is gone"));
+    Some(verdict)
 }
 
 fn is_offline(case: &Case<'_>) -> Option<Verdict> {
@@ -53,6 +67,15 @@ mod tests {
     use crate::evidence::{CpuEvidence, MachineEvidence};
     use crate::samples::{RING, machine, running_call, waiting_call, waits_for_cpu_0};
     use crate::verdict::{Confidence, VerdictKind};
+
+    #[test]
+    fn a_call_to_a_cpu_on_its_way_down_is_a_race_with_hotplug_unless_its_queue_is_empty() {
+        let mut evidence = waits_for_cpu_0(|cpu| cpu.dying = Some(true));
+        let verdict = diagnose(&evidence).verdicts.remove(0);
+        assert_eq!((verdict.kind, verdict.confidence), (VerdictKind::OfflineQueue, Confidence::Likely));
+        evidence.calls = vec![running_call(1, 0)];
+        assert_ne!(diagnose(&evidence).verdicts[0].kind, VerdictKind::OfflineQueue);
+    }
 
     #[test]
     fn posts_with_an_offline_cpu_are_found_although_nobody_waits_and_however_young() {

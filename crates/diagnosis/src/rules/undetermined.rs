@@ -9,9 +9,14 @@ pub(super) fn describe(case: &Case<'_>) -> Verdict {
     verdict.evidence.extend(case.cpu_facts());
     verdict.evidence.extend(case.apic_facts());
     verdict.evidence.extend(case.count_facts());
+    verdict.evidence.extend(case.erratum_facts());
     let unknown = [
         (case.calls.is_empty(), format!("which call CPU {cpu} is waited for")),
         (target.interrupts_enabled.is_none(), format!("whether interrupts of CPU {cpu} are enabled")),
+        (
+            case.evidence.hypervisor.is_some() && target.preempted.is_none(),
+            format!("whether the hypervisor has run CPU {cpu} all the time"),
+        ),
         (target.pending.is_none(), format!("IRR of CPU {cpu} (is {} pending?)", case.vector())),
         (target.in_service.is_none(), format!("ISR of CPU {cpu} (is {} in service?)", case.vector())),
         (target.function.is_none(), format!("where CPU {cpu} runs: its instruction pointer and stack")),
@@ -53,10 +58,11 @@ mod tests {
     fn a_wait_without_a_known_call_is_a_case_unless_it_is_short() {
         let mut evidence = machine(2);
         evidence.cpus[1].wait =
-            Some(WaitEvidence { targets: vec![0], function: None, nanos: Some(5_000_000) });
+            Some(WaitEvidence { targets: vec![0], nanos: Some(5_000_000), ..WaitEvidence::default() });
         let verdict = diagnose(&evidence).verdicts.remove(0);
         assert_eq!((verdict.kind, verdict.waiters), (VerdictKind::Undetermined, vec![1]));
-        evidence.cpus[1].wait = Some(WaitEvidence { targets: vec![0], function: None, nanos: Some(5) });
+        evidence.cpus[1].wait =
+            Some(WaitEvidence { targets: vec![0], nanos: Some(5), ..WaitEvidence::default() });
         assert!(diagnose(&evidence).is_healthy());
     }
 }
