@@ -14,10 +14,10 @@ const fn record_bytes(kind: u32) -> usize {
 }
 
 const STATUS: usize = note_bytes(CORE, PrStatus::BYTES);
-const OWN: usize = STATUS + record_bytes(1);
+const OWN: usize = STATUS + record_bytes(record::STOPPED);
 /// What is missing, or the summary and what was pending.
-const SUMMARY: usize = record_bytes(3);
-const VERDICT: usize = SUMMARY + record_bytes(4);
+const SUMMARY: usize = record_bytes(record::SUMMARY);
+const VERDICT: usize = SUMMARY + record_bytes(record::PENDING);
 
 /// What a CPU says of itself.
 pub(crate) type OwnNotes = [u8; OWN];

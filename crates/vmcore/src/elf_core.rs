@@ -10,11 +10,10 @@ use core::fmt;
 use object::LittleEndian as LE;
 use object::elf::{
     ELFCLASS64, ELFDATA2LSB, ELFMAG, ELFOSABI_NONE, EM_X86_64, ET_CORE, EV_CURRENT, FileHeader64, Ident,
-    PF_R, PF_W, PF_X, PT_LOAD, PT_NOTE, ProgramFlags, ProgramHeader64,
+    PF_R, PF_W, PF_X, PN_XNUM, PT_LOAD, PT_NOTE, ProgramFlags, ProgramHeader64, SectionHeader64,
 };
 use object::endian::{U16, U32, U64};
 use object::pod;
-use object::read::elf::{FileHeader as _, ProgramHeader as _};
 
 use crate::{NoteError, Notes};
 
@@ -170,32 +169,34 @@ impl<'a> Core<'a> {
     /// # Errors
     /// If it is none. Segments may still go beyond the end of the file.
     pub fn parse(file: &'a [u8]) -> Result<Self, CoreError> {
-        let header = FileHeader64::<LE>::parse(file).map_err(|_| CoreError::NotElf64)?;
-        let endian = header.endian().map_err(|_| CoreError::NotElf64)?;
-        match header.e_type(endian) {
+        let (header, _) = pod::from_bytes::<FileHeader64<LE>>(file).map_err(|()| CoreError::NotElf64)?;
+        let Ident { magic, class, data, version, .. } = header.e_ident;
+        if magic != ELFMAG || class != ELFCLASS64 || data != ELFDATA2LSB || version != EV_CURRENT {
+            return Err(CoreError::NotElf64);
+        }
+        match header.e_type.get(LE) {
             ET_CORE => {}
             other => return Err(CoreError::NotACore(other.0)),
         }
-        match header.e_machine(endian) {
+        match header.e_machine.get(LE) {
             EM_X86_64 => {}
             other => return Err(CoreError::OtherMachine(other.0)),
         }
-        let table = header
-            .program_headers(endian, file)
-            .map_err(|_| CoreError::BadTable("it goes beyond the end, or its entries have another size"))?;
+        let table = table_of(file, header)
+            .ok_or(CoreError::BadTable("it goes beyond the end, or its entries have another size"))?;
         Ok(Self { file, table })
     }
 
     fn of_kind(self, kind: object::elf::ProgramType) -> impl Iterator<Item = (Segment, u64)> {
-        self.table.iter().filter(move |entry| entry.p_type(LE) == kind).map(|entry| {
+        self.table.iter().filter(move |entry| entry.p_type.get(LE) == kind).map(|entry| {
             let segment = Segment {
-                offset: entry.p_offset(LE),
-                bytes: entry.p_filesz(LE),
-                physical: entry.p_paddr(LE),
-                address: entry.p_vaddr(LE),
-                memory: entry.p_memsz(LE),
+                offset: entry.p_offset.get(LE),
+                bytes: entry.p_filesz.get(LE),
+                physical: entry.p_paddr.get(LE),
+                address: entry.p_vaddr.get(LE),
+                memory: entry.p_memsz.get(LE),
             };
-            (segment, entry.p_align(LE))
+            (segment, entry.p_align.get(LE))
         })
     }
 
@@ -231,6 +232,27 @@ impl<'a> Core<'a> {
             broken.into_iter().chain(notes.map(|note| note.map_err(CoreError::BadNote)))
         })
     }
+}
+
+/// The table of segments: without an offset there is none. System V gABI, "ELF Header", `e_phnum`.
+fn table_of<'a>(file: &'a [u8], header: &FileHeader64<LE>) -> Option<&'a [ProgramHeader64<LE>]> {
+    let from = |offset: u64| file.get(usize::try_from(offset).ok()?..);
+    let offset = header.e_phoff.get(LE);
+    if offset == 0 {
+        return Some(&[]);
+    }
+    let entries = match header.e_phnum.get(LE) {
+        // Too many for the header: the first section says how many.
+        PN_XNUM => {
+            let (section, _) = pod::from_bytes::<SectionHeader64<LE>>(from(header.e_shoff.get(LE))?).ok()?;
+            section.sh_info.get(LE) as usize
+        }
+        entries => usize::from(entries),
+    };
+    if entries != 0 && usize::from(header.e_phentsize.get(LE)) != SEGMENT_BYTES {
+        return None;
+    }
+    Some(pod::slice_from_bytes(from(offset)?, entries).ok()?.0)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! * [`note`]: ELF notes in memory that is handed in: a writer, and a reader of foreign bytes.
 //! * [`prstatus`]: `NT_PRSTATUS`, one CPU's registers, as Linux lays it out and every tool reads it.
 //! * [`record`]: our own notes: what a crash stop knows of each CPU, and which interrupts were pending.
+//! * [`trace`]: what each CPU has traced and counted.
 //! * [`vmcoreinfo`]: the text of the `VMCOREINFO` note.
 //! * [`elf_core`]: the ELF core file: headers, segments, and the notes in it.
 //!
@@ -19,6 +20,7 @@ pub mod elf_core;
 pub mod note;
 pub mod prstatus;
 pub mod record;
+pub mod trace;
 pub mod vmcoreinfo;
 
 pub use elf_core::{Core, CoreError, HEADER_BYTES, SEGMENT_BYTES, Segment, write_header};
@@ -27,6 +29,7 @@ pub use prstatus::{PrStatus, Registers};
 pub use record::{
     Absence, CpuMissing, CpuStopped, CrashSummary, PendingInterrupts, Record, RecordError, Role,
 };
+pub use trace::{Counters, Events, Trace, TraceError};
 pub use vmcoreinfo::VmCoreInfo;
 
 /// Little-endian numbers at a running offset of a record, and back. A record's size is checked before.

@@ -4,13 +4,13 @@
 //!
 //! | type | record | bytes |
 //! |---|---|---|
-//! | 1 | [`CpuStopped`]: written by each CPU that saved itself, beside its `NT_PRSTATUS` | version, CPU, role, in NMI handler (0, 1), time (64) |
-//! | 2 | [`CpuMissing`]: written by the winner, for each CPU that did not | version, CPU, why, other CPU (`u32::MAX`: none), instruction pointer (64) |
-//! | 3 | [`CrashSummary`]: written by the winner | version, winner, expected, saved, NMIs sent, crashes inside it, time (64), nanoseconds waited (64) |
-//! | 4 | [`PendingInterrupts`]: written by the winner's driver | version, CPU, IRR, ISR, TMR (eight words of 32 bits each), ESR, 4 bytes zero |
+//! | 0x53430001 | [`CpuStopped`]: written by each CPU that saved itself, beside its `NT_PRSTATUS` | version, CPU, role, in NMI handler (0, 1), time (64) |
+//! | 0x53430002 | [`CpuMissing`]: written by the winner, for each CPU that did not | version, CPU, why, other CPU (`u32::MAX`: none), instruction pointer (64) |
+//! | 0x53430003 | [`CrashSummary`]: written by the winner | version, winner, expected, saved, NMIs sent, crashes inside it, time (64), nanoseconds waited (64) |
+//! | 0x53430004 | [`PendingInterrupts`]: written by the winner's driver | version, CPU, IRR, ISR, TMR (eight words of 32 bits each), ESR, 4 bytes zero |
 //!
 //! The record says which CPU it is about: the position of a note among the others says nothing when some CPU has
-//! saved nothing.
+//! saved nothing. Debuggers know notes of cores by their types and do not look at their owners: the numbers are none of theirs.
 
 use core::fmt;
 
@@ -19,6 +19,15 @@ use crate::{Note, NoteWriter, NotesFull};
 
 /// The owner of these notes.
 pub const OWNER: &str = "SMPCALL";
+
+/// The type of a note with [`CpuStopped`].
+pub const STOPPED: u32 = 0x5343_0001;
+/// The type of a note with [`CpuMissing`].
+pub const MISSING: u32 = 0x5343_0002;
+/// The type of a note with [`CrashSummary`].
+pub const SUMMARY: u32 = 0x5343_0003;
+/// The type of a note with [`PendingInterrupts`].
+pub const PENDING: u32 = 0x5343_0004;
 
 const VERSION: u32 = 1;
 const NO_CPU: u32 = u32::MAX;
@@ -182,9 +191,9 @@ pub enum RecordError {
 impl fmt::Display for RecordError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match self {
-            Self::UnknownType(kind) => write!(f, "no {OWNER} note has the type {kind}"),
+            Self::UnknownType(kind) => write!(f, "no {OWNER} note has the type {kind:#x}"),
             Self::WrongSize { kind, found, expected } => {
-                write!(f, "a {OWNER} note of type {kind} has {found} bytes and should have {expected}")
+                write!(f, "a {OWNER} note of type {kind:#x} has {found} bytes and should have {expected}")
             }
             Self::UnknownVersion(version) => {
                 write!(f, "a {OWNER} note has version {version}; this program knows version {VERSION}")
@@ -205,19 +214,19 @@ impl Record {
     /// The type of the note.
     pub const fn kind(&self) -> u32 {
         match self {
-            Self::Stopped(_) => 1,
-            Self::Missing(_) => 2,
-            Self::Summary(_) => 3,
-            Self::Pending(_) => 4,
+            Self::Stopped(_) => STOPPED,
+            Self::Missing(_) => MISSING,
+            Self::Summary(_) => SUMMARY,
+            Self::Pending(_) => PENDING,
         }
     }
 
     /// The size of a descriptor of this type; none if there is no such type.
     pub const fn bytes_of(kind: u32) -> Option<usize> {
         match kind {
-            1 | 2 => Some(24),
-            3 => Some(40),
-            4 => Some(112),
+            STOPPED | MISSING => Some(24),
+            SUMMARY => Some(40),
+            PENDING => Some(112),
             _ => None,
         }
     }
@@ -298,7 +307,7 @@ impl Record {
         let cpu = reader.u32();
         let mut eight = [0; 8];
         Ok(match kind {
-            1 => {
+            STOPPED => {
                 let role = match reader.u32() {
                     0 => Role::Winner,
                     1 => Role::Stopped,
@@ -311,7 +320,7 @@ impl Record {
                 };
                 Self::Stopped(CpuStopped { cpu, role, in_nmi, time: reader.u64() })
             }
-            2 => {
+            MISSING => {
                 let (code, other, at) = (reader.u32(), reader.u32(), reader.u64());
                 let why = match code {
                     1 => Absence::Offline,
@@ -324,7 +333,7 @@ impl Record {
                 };
                 Self::Missing(CpuMissing { cpu, why })
             }
-            3 => Self::Summary(CrashSummary {
+            SUMMARY => Self::Summary(CrashSummary {
                 winner: cpu,
                 expected: reader.u32(),
                 saved: reader.u32(),
@@ -394,7 +403,7 @@ mod tests {
 
         #[test]
         fn any_descriptor_is_read_or_refused(
-            kind in 0u32..6, version in 0u32..3, body in prop::collection::vec(any::<u8>(), 0..128)
+            kind in STOPPED - 1..PENDING + 2, version in 0u32..3, body in prop::collection::vec(any::<u8>(), 0..128)
         ) {
             let mut descriptor = std::vec::Vec::from(version.to_le_bytes());
             descriptor.extend(body);
