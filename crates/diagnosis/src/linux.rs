@@ -8,6 +8,7 @@ mod calls;
 mod clock;
 mod descriptor;
 mod home;
+mod locks;
 mod machine;
 mod processor;
 mod progress;
@@ -49,25 +50,25 @@ pub fn evidence(dump: &Dump, kernel: &Kernel<'_>) -> MachineEvidence {
         Some(types) => Layout::new(types, machine.notes_calls),
         None => Layout::built_in(&kernel.release, machine.notes_calls),
     };
-    let found = match layout {
-        Some(layout) => calls::read(reader, &layout, &clock, &mut processors),
-        None => {
-            gaps.push(
-                "the call queues: how a call's descriptor is laid out is not known; --vmlinux would say"
-                    .into(),
-            );
-            Calls::default()
-        }
+    let found = if let Some(layout) = layout {
+        calls::read(reader, &layout, &clock, &mut processors)
+    } else {
+        gaps.push(
+            "the call queues: how a call's descriptor is laid out is not known; --vmlinux would say".into(),
+        );
+        Calls::default()
     };
     gaps.extend(found.gaps);
+    let locks = locks::read(reader, &mut processors);
     let pending_at_crash = if machine.panic.is_some() { held(&processors) } else { vec![] };
     MachineEvidence {
         pending_at_crash,
-        origin: if dump.kind().lives() { "live machine" } else { "crash dump" }.into(),
+        origin: reader.origin().into(),
         ring_vector: Some(SINGLE),
         patience_nanos: PATIENCE,
         cpus: without_useless(processors),
-        calls: found.calls,
+        calls: found.list,
+        locks,
         kernel: Some(kernel.release.to_string()),
         cpu_model: machine.model,
         hypervisor: machine.hypervisor,
@@ -97,7 +98,9 @@ fn held(processors: &[Processor]) -> Vec<PendingAtCrash> {
 fn without_useless(processors: Vec<Processor>) -> Vec<CpuEvidence> {
     let mut cpus: Vec<_> = processors.into_iter().map(|processor| processor.evidence).collect();
     if cpus.iter().all(|cpu| cpu.preempted == Some(true)) {
-        cpus.iter_mut().for_each(|cpu| cpu.preempted = None);
+        for cpu in &mut cpus {
+            cpu.preempted = None;
+        }
     }
     cpus
 }

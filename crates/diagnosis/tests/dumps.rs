@@ -37,7 +37,7 @@ fn cases() -> Vec<(PathBuf, Value)> {
 }
 
 fn fixture(name: &str) -> PathBuf {
-    folder().join(name).with_extension("vmcore")
+    folder().join(format!("{name}.vmcore"))
 }
 
 fn report(path: &Path) -> Report {

@@ -13,16 +13,16 @@ use crate::evidence::{CallEvidence, CallState};
 /// The time between two looks.
 const PAUSE: Duration = Duration::from_millis(10);
 
-/// Watches the calls of which nothing says how old they are, for as long as a wait may last. Does nothing if there are none, or
-/// the source does not live.
+/// Watches the calls that lie in queues, for as long as a wait may last: until then what was read of them, of queues and of local
+/// APICs may have been of different moments. Does nothing if there are none, or the source does not live.
 pub(super) fn look(reader: Reader<'_>, layout: &Layout, processors: &mut [Processor], found: &mut Calls) {
-    let queued = |call: &CallEvidence| call.perhaps_fresh && call.state == CallState::Queued;
-    if !reader.kernel.memory.dump().kind().lives() || !found.calls.iter().any(queued) {
+    let queued = |call: &CallEvidence| call.state == CallState::Queued;
+    if !reader.kernel.memory.dump().kind().lives() || !found.list.iter().any(queued) {
         return;
     }
     let began = Instant::now();
     let watched: Vec<(usize, Watched)> = found
-        .calls
+        .list
         .iter()
         .enumerate()
         .filter(|(_, call)| queued(call))
@@ -37,11 +37,13 @@ pub(super) fn look(reader: Reader<'_>, layout: &Layout, processors: &mut [Proces
     }
     let nanos = u64::try_from(began.elapsed().as_nanos()).unwrap_or(u64::MAX);
     for (&still, &(at, _)) in still.iter().zip(&watched) {
-        let call = &mut found.calls[at];
+        let call = &mut found.list[at];
         if still {
-            (call.nanos, call.perhaps_fresh) = (Some(nanos), false);
+            (call.nanos, call.perhaps_fresh) = (call.nanos.max(Some(nanos)), false);
             continue;
         }
+        // What lies there now is younger than the watch.
+        (call.nanos, call.nanos_at_most, call.perhaps_fresh) = (None, Some(nanos.min(PATIENCE - 1)), true);
         found.moving.push(format!("the queue of CPU {}", call.target));
         let caller = call.caller.filter(|_| call.waited);
         let wait = processors.iter_mut().find(|processor| Some(processor.evidence.cpu) == caller);

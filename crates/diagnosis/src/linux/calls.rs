@@ -15,15 +15,10 @@ use super::{PATIENCE, again};
 use crate::evidence::{CallEvidence, CallKind, CallState, Descriptor, Running, WaitEvidence};
 use crate::frames;
 
-/// So much of a stack, from each frame on, is looked through for a descriptor's address.
-const FRAME: usize = 512;
-/// And so many frames.
-const FRAMES: usize = 48;
-
 /// All that is known of calls.
 #[derive(Debug, Default)]
 pub(super) struct Calls {
-    pub(super) calls: Vec<CallEvidence>,
+    pub(super) list: Vec<CallEvidence>,
     pub(super) complete: bool,
     pub(super) gaps: Vec<String>,
     /// What had changed when it was read again.
@@ -65,7 +60,7 @@ pub(super) fn read(
         let wait = search.wait(&processors[at], processors, function);
         processors[at].evidence.wait = Some(wait);
     }
-    for call in &search.found.calls {
+    for call in &search.found.list {
         if call.state == CallState::Claimed
             && let Some(target) = processors.iter_mut().find(|target| target.evidence.cpu == call.target)
             && let Some(running) = &mut target.evidence.running
@@ -74,7 +69,7 @@ pub(super) fn read(
         }
     }
     again::look(reader, layout, processors, &mut search.found);
-    search.found.gaps.extend(unknown_ages(&search.found.calls));
+    search.found.gaps.extend(unknown_ages(&search.found.list));
     search.found
 }
 
@@ -166,7 +161,7 @@ impl Search<'_, '_> {
             };
             self.age(&mut call, fresh, asleep, target);
             call.perhaps_fresh &= !heap || fresh.is_some();
-            self.found.calls.push(call);
+            self.found.list.push(call);
         }
     }
 
@@ -219,7 +214,6 @@ impl Search<'_, '_> {
 
     fn call(&self, csd: &Csd, target: u32, state: CallState) -> CallEvidence {
         let (caller, home) = self.homes.of(csd, target);
-        let inferred = caller.filter(|_| csd.route.is_none()).map(|_| format!("its descriptor lies {home}"));
         let function = match csd.kind {
             CallKind::Wakeup => None,
             _ => Some(self.reader.function(csd.function).unwrap_or_else(|| format!("{:#x}", csd.function))),
@@ -228,7 +222,6 @@ impl Search<'_, '_> {
             caller,
             state,
             function,
-            inferred,
             kind: Some(csd.kind),
             descriptor: Some(Descriptor { address: csd.address, home, flags: csd.flags }),
             ..CallEvidence::post(target)
@@ -253,7 +246,7 @@ impl Search<'_, '_> {
             call.caller = Some(cpu);
             call.waited = true;
             call.marked = Some(false);
-            call.inferred = call.inferred.map(|known| format!("{known}; {how}"));
+            call.inferred = Some(how);
             // What a CPU is in, it has not been in for longer than it has been deaf.
             let runs = processors.iter().find(|target_cpu| target_cpu.evidence.cpu == target);
             let running = runs.and_then(|target| target.evidence.running.as_ref()?.nanos);
@@ -266,12 +259,12 @@ impl Search<'_, '_> {
                 call.nanos = call.nanos.max(running);
             }
             call.perhaps_fresh = wait.perhaps_fresh && call.nanos.is_none();
-            self.found.calls.push(call);
+            self.found.list.push(call);
         }
         let mine = |call: &&CallEvidence| call.caller == Some(cpu) && call.waited;
         wait.targets = self
             .found
-            .calls
+            .list
             .iter()
             .filter(mine)
             .map(|call| call.target)
@@ -291,7 +284,7 @@ impl Search<'_, '_> {
     /// How old the calls that a CPU waits for are at most, if all of them are known to be young.
     fn freshest(&self, cpu: u32) -> Option<u64> {
         let mine: Vec<&CallEvidence> =
-            self.found.calls.iter().filter(|call| call.caller == Some(cpu) && call.waited).collect();
+            self.found.list.iter().filter(|call| call.caller == Some(cpu) && call.waited).collect();
         let most = mine.iter().map(|call| call.nanos_at_most).collect::<Option<Vec<u64>>>()?;
         most.into_iter().max()
     }
@@ -396,7 +389,7 @@ impl Search<'_, '_> {
             return Some((cpu, format!("CPU {cpu} has noted it as the one that it runs")));
         }
         let runs = || others().filter(|other| other.evidence.running.is_some());
-        if let Some(other) = runs().find(|other| self.knows(other, csd.address)) {
+        if let Some(other) = runs().find(|other| home::knows(self.reader, other, csd.address)) {
             let cpu = other.evidence.cpu;
             return Some((
                 cpu,
@@ -408,19 +401,5 @@ impl Search<'_, '_> {
             .filter(|other| other.evidence.stack.iter().any(|frame| !frame.guess && frame.function == name));
         let only = inside.next().filter(|_| inside.next().is_none())?;
         Some((only.evidence.cpu, format!("only CPU {} is in its function", only.evidence.cpu)))
-    }
-
-    /// Whether an address is in the frames of a CPU or in its registers.
-    fn knows(&self, other: &Processor, address: u64) -> bool {
-        let Some(trace) = &other.trace else { return false };
-        let in_registers = |registers: &smpcall_vmcore::Registers| {
-            let smpcall_vmcore::Registers { rbx, rbp, r12, r13, r14, r15, rdi, rsi, .. } = *registers;
-            [rbx, rbp, r12, r13, r14, r15, rdi, rsi].contains(&address)
-        };
-        other.registers.as_ref().is_some_and(in_registers)
-            || trace.frames.iter().take(FRAMES).any(|frame| {
-                frame.saved.as_ref().is_some_and(|saved| in_registers(&saved.registers))
-                    || home::refers(self.reader, frame.stack_pointer, FRAME, address)
-            })
     }
 }

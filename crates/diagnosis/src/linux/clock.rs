@@ -101,10 +101,10 @@ impl Clock {
     /// How long ago a CPU took its last tick, or went to sleep or woke: at least and at most. Interrupts were enabled then, or
     /// were just being taken.
     pub(super) fn since_alive(&self, cpu: u32) -> Option<(u64, Option<u64>)> {
-        let last = self.stamps(cpu)?.last()?;
+        let alive = self.stamps(cpu)?.last()?;
         // The stamp of a tick is the time at which it was due, not at which it was taken.
-        let least = self.earliest.saturating_sub(last).saturating_sub(self.period);
-        Some((least, self.latest.map(|latest| latest.saturating_sub(last))))
+        let least = self.earliest.saturating_sub(alive).saturating_sub(self.period);
+        Some((least, self.latest.map(|latest| latest.saturating_sub(alive))))
     }
 
     /// How long ago it took its last tick, as far as that is known to a period.

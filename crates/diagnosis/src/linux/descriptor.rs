@@ -4,7 +4,7 @@
 //! |---|---|---|
 //! | 2.6.30 to 3.13 | `call_single_data{list, func, info, flags}` | `call_single_queue{list, lock}`, oldest first |
 //! | 3.14 to 5.7 | `call_single_data{llist, func, info, flags}` | `llist_head`, newest first |
-//! | 5.8 and later | `__call_single_data{node{llist, u_flags, src, dst}, func, info}` | the same; irq_work and wake-ups too |
+//! | 5.8 and later | `__call_single_data{node{llist, u_flags, src, dst}, func, info}` | the same; `irq_work` and wake-ups too |
 //!
 //! Source: Linux, `kernel/smp.c`, `include/linux/smp.h`, `include/linux/smp_types.h` of these releases (facts only).
 
@@ -47,7 +47,6 @@ impl Layout {
             .into_iter()
             .find(|name| types.size_of(name).is_some())?;
         let any = |paths: &[&str]| paths.iter().find_map(|path| types.field(structure, path));
-        let typed = types.field(structure, "node.u_flags").is_some();
         let circular = types.field(structure, "list.next").is_some();
         let route = || Some((types.field(structure, "node.src")?, types.field(structure, "node.dst")?));
         Some(Self {
@@ -57,7 +56,7 @@ impl Layout {
             information: any(&["info"])?,
             route: route().filter(|_| debugged),
             size: usize::try_from(types.size_of(structure)?).ok().filter(|&size| size <= 256)?,
-            typed,
+            typed: types.field(structure, "node.u_flags").is_some(),
             circular,
         })
     }
@@ -92,12 +91,10 @@ impl Layout {
     pub(super) fn parse(&self, address: u64, bytes: &[u8]) -> Option<Csd> {
         let flags = self.flags.value(bytes)?;
         let kind = match (self.typed, flags & 0xf0, flags & SYNCHRONOUS != 0) {
-            (true, 0x00, _) => CallKind::Async,
-            (true, 0x10, _) => CallKind::Sync,
+            (true, 0x00, _) | (false, _, false) => CallKind::Async,
+            (true, 0x10, _) | (false, _, true) => CallKind::Sync,
             (true, 0x20, _) => CallKind::IrqWork,
             (true, 0x30, _) => CallKind::Wakeup,
-            (false, _, true) => CallKind::Sync,
-            (false, _, false) => CallKind::Async,
             // Flags of work that is not known here.
             _ => return None,
         };

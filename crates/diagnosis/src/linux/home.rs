@@ -3,6 +3,7 @@
 use std::ops::Range;
 
 use smpcall_crashdump::VirtualMemory;
+use smpcall_vmcore::Registers;
 
 use super::descriptor::Csd;
 use super::processor::{self, Processor};
@@ -11,6 +12,10 @@ use crate::evidence::Home;
 
 /// No machine is believed to have more tasks.
 const MOST_TASKS: usize = 100_000;
+/// So much of a stack, from each frame on, is looked through for an address.
+const FRAME: usize = 512;
+/// And so many frames.
+const FRAMES: usize = 48;
 /// The size of an interrupt stack.
 const IRQ_STACK: u64 = 16 << 10;
 
@@ -62,8 +67,7 @@ impl<'k> Homes<'k> {
     pub(super) fn of(&self, csd: &Csd, target: u32) -> (Option<u32>, Home) {
         let home = self.home(csd, target);
         let caller = match &home {
-            Home::StackOf { cpu } => Some(*cpu),
-            Home::PerCpu { cpu, variable: Some(_) } => Some(*cpu),
+            Home::StackOf { cpu } | Home::PerCpu { cpu, variable: Some(_) } => Some(*cpu),
             _ => None,
         };
         let noted = csd
@@ -152,8 +156,24 @@ fn irq_stack(reader: Reader<'_>, cpu: u32) -> Option<Range<u64>> {
     Some(end.saturating_sub(IRQ_STACK)..end)
 }
 
-/// Which of the words from `begin` on, at most `length` bytes of them, are this address.
-pub(super) fn refers(reader: Reader<'_>, begin: u64, length: usize, address: u64) -> bool {
-    let bytes = reader.kernel.memory.read_available(begin, length);
+/// Whether an address is in the frames of a CPU or in its registers.
+pub(super) fn knows(reader: Reader<'_>, processor: &Processor, address: u64) -> bool {
+    let in_registers = |registers: &Registers| kept(registers).contains(&address);
+    processor.registers.as_ref().is_some_and(in_registers)
+        || processor.trace.iter().flat_map(|trace| &trace.frames).take(FRAMES).any(|frame| {
+            frame.saved.as_ref().is_some_and(|saved| in_registers(&saved.registers))
+                || refers(reader, frame.stack_pointer, address)
+        })
+}
+
+/// The registers in which a function keeps addresses.
+pub(super) const fn kept(registers: &Registers) -> [u64; 14] {
+    let Registers { rax, rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r12, r13, r14, r15, .. } = *registers;
+    [rax, rbx, rcx, rdx, rsi, rdi, rbp, r8, r9, r10, r12, r13, r14, r15]
+}
+
+/// Whether one of the words from `begin` on is this address.
+fn refers(reader: Reader<'_>, begin: u64, address: u64) -> bool {
+    let bytes = reader.kernel.memory.read_available(begin, FRAME);
     bytes.chunks_exact(8).any(|word| word == address.to_le_bytes())
 }

@@ -69,7 +69,7 @@ fn model(reader: Reader<'_>) -> Option<CpuModel> {
 }
 
 fn hypervisor(reader: Reader<'_>) -> Option<String> {
-    let kind = reader.number("x86_hyper_type", 4)? as i64;
+    let kind = i64::from(reader.number("x86_hyper_type", 4)? as u32);
     let types = reader.kernel.types.as_ref()?;
     let known = HYPERVISORS.iter().find(|(name, _)| types.enumerator(name) == Some(kind))?;
     Some(known.1.to_owned())

@@ -151,7 +151,7 @@ fn of_task(reader: Reader<'_>, processor: &mut Processor, machine: &Machine) {
     if processor.reschedule == Some(true) {
         let what = format!("task of CPU {}", cpu.cpu);
         cpu.facts.push(
-            Fact::new(what, "is to give up the CPU (TIF_NEED_RESCHED)", "crash dump: scheduler").at(task),
+            Fact::new(what, "is to give up the CPU (TIF_NEED_RESCHED)", reader.source("scheduler")).at(task),
         );
     }
 }
@@ -202,7 +202,7 @@ fn of_scheduler(reader: Reader<'_>, processor: &mut Processor) {
             .and_then(|function| reader.function(function));
         let what = format!("stopper thread of CPU {number}");
         let value = format!("has not come to run {}", function.as_deref().unwrap_or("its next work"));
-        cpu.facts.push(Fact::new(what, value, "crash dump: cpu_stopper").at(works));
+        cpu.facts.push(Fact::new(what, value, reader.source("cpu_stopper")).at(works));
     }
 }
 
