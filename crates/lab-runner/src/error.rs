@@ -35,7 +35,7 @@ pub enum Misuse {
     #[error("a probability is a number from 0 to 1, not {0}")]
     Drop(String),
     /// Only a crash leaves a vmcore.
-    #[error("--vmcore keeps what the suite crash leaves; name that suite, or none")]
+    #[error("--vmcore keeps what the suite crash (or incident-5) leaves; name that suite, or none")]
     VmcoreWithoutCrash,
 }
 

@@ -20,6 +20,7 @@ pub mod report;
 mod run;
 mod suite;
 mod vmcore;
+mod vmcore_tools;
 
 pub use error::{Error, Misuse, StartError};
 pub use options::{Accel, ApicMode, MAX_CPUS, Machine, Options};

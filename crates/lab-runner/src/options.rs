@@ -126,6 +126,11 @@ impl Options {
         Suite::ALL.into_iter().filter(wanted).collect()
     }
 
+    /// Whether the vmcore that is kept is the one that this suite leaves: the last that runs.
+    pub(crate) fn keeps_vmcore_of(&self, suite: Suite) -> bool {
+        self.suites().into_iter().rfind(|suite| suite.crashes()) == Some(suite)
+    }
+
     /// How many CPUs the machine has.
     pub fn cpus(&self) -> u32 {
         self.cpus.unwrap_or(if self.suites.contains(&Suite::Bench) { 16 } else { 4 })
@@ -152,7 +157,7 @@ impl Options {
         if let Some(drop) = self.drop.filter(|drop| !(0.0..=1.0).contains(drop)) {
             return Err(Misuse::Drop(drop.to_string()));
         }
-        if self.vmcore.is_some() && !self.suites().contains(&Suite::Crash) {
+        if self.vmcore.is_some() && !self.suites().into_iter().any(Suite::crashes) {
             return Err(Misuse::VmcoreWithoutCrash);
         }
         Ok(())

@@ -75,7 +75,8 @@ fn run_on(qemu: &Qemu, options: &Options, watch: &mut dyn Watch) -> Result<Repor
             SuiteReport::skipped(suite.name(), reason)
         } else {
             watch.begin(suite);
-            Runner { options, qemu, image: &image, suite, cpus, apic }.run(watch)?
+            let runner = Runner { options, qemu, image: &image, suite, cpus, apic, seed: options.seed };
+            if suite == Suite::Crash { runner.repeat(watch)? } else { runner.run(watch)? }
         };
         watch.end(&one);
         report.suites.push(one);
@@ -117,9 +118,33 @@ struct Runner<'o> {
     suite: Suite,
     cpus: u32,
     apic: ApicMode,
+    seed: u64,
 }
 
 impl Runner<'_> {
+    /// Crashes as often as operations were asked for, with one seed after the other, until one is not as it should be: that
+    /// one is reported; else the last one is, with the sum of all checks.
+    fn repeat(mut self, watch: &mut dyn Watch) -> Result<SuiteReport, StartError> {
+        let begun = Instant::now();
+        let crashes = self.options.operations.unwrap_or(1).max(1);
+        let (mut passed, mut skipped, mut done) = (0, 0, 0);
+        loop {
+            let mut report = self.run(watch)?;
+            passed += report.passed;
+            skipped += report.skipped;
+            done += 1;
+            if report.failed > 0 || done == crashes || watch.is_cancelled() {
+                (report.passed, report.skipped) = (passed, skipped);
+                report.details.counts.insert("crashes".into(), done);
+                report.details.seconds = begun.elapsed().as_secs_f64();
+                return Ok(report);
+            }
+            let name = self.suite.name();
+            watch.hear(&Line::Progress { name, done, total: crashes });
+            self.seed = self.seed.wrapping_add(1);
+        }
+    }
+
     fn run(&self, watch: &mut dyn Watch) -> Result<SuiteReport, StartError> {
         let begun = Instant::now();
         let (suite, options) = (self.suite, self.options);
@@ -136,13 +161,13 @@ impl Runner<'_> {
             accel: options.accel,
             icount: options.icount || suite.counts_instructions(),
             host_cpus,
-            seed: options.seed,
+            seed: self.seed,
             operations: options.operations,
             drop: options.drop,
             disk: disk.as_deref(),
             debugger: socket.as_deref(),
         };
-        let mut recorder = Recorder::new(suite, self.cpus, self.apic, options.seed);
+        let mut recorder = Recorder::new(suite, self.cpus, self.apic, self.seed);
         let mut emulator = Emulator::start(self.qemu, &boot, host_cpus)?;
         let exit = emulator.listen(&mut recorder, socket.as_deref(), watch)?;
         if !recorder.has_come_up()
@@ -163,8 +188,8 @@ impl Runner<'_> {
             details.checks.extend(checks);
         }
         if let (Some(disk), Some(bytes)) = (&disk, details.vmcore) {
-            details.checks.extend(vmcore::check(disk, bytes, self.cpus));
-            if let Some(path) = &options.vmcore {
+            details.checks.extend(vmcore::check(disk, bytes, self.cpus, self.image));
+            if let Some(path) = options.vmcore.as_deref().filter(|_| options.keeps_vmcore_of(suite)) {
                 vmcore::keep(disk, bytes, path)?;
                 details.notes.push(format!("the vmcore is in {}", path.display()));
             }

@@ -32,7 +32,9 @@ pub enum Suite {
     Incident2,
     /// Incident 3, `stuck-icr`.
     Incident3,
-    /// Incident 5, `pending-ipi`: crash, capture kernel, vmcore.
+    /// Incident 5, `pending-ipi`: a crash with interrupts pending, a capture kernel, a vmcore.
+    Incident5,
+    /// Crashes at random instants under load, each with a capture kernel and a vmcore.
     Crash,
     /// Guest instructions of calls and posts.
     Bench,
@@ -40,7 +42,7 @@ pub enum Suite {
 
 impl Suite {
     /// All of them, in the order in which they run.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Calls,
         Self::Posts,
         Self::Hotplug,
@@ -53,6 +55,7 @@ impl Suite {
         Self::Incident1,
         Self::Incident2,
         Self::Incident3,
+        Self::Incident5,
         Self::Crash,
         Self::Bench,
     ];
@@ -72,6 +75,7 @@ impl Suite {
             Self::Incident1 => "incident-1",
             Self::Incident2 => "incident-2",
             Self::Incident3 => "incident-3",
+            Self::Incident5 => "incident-5",
             Self::Crash => "crash",
             Self::Bench => "bench",
         }
@@ -100,7 +104,7 @@ impl Suite {
 
     /// Whether it leaves a vmcore, for which it needs a disk and a second copy of the image.
     pub(crate) const fn crashes(self) -> bool {
-        matches!(self, Self::Crash)
+        matches!(self, Self::Incident5 | Self::Crash)
     }
 }
 

@@ -4,9 +4,9 @@ use core::sync::atomic::{AtomicBool, AtomicU8, AtomicU16, AtomicU32, Ordering::R
 use core::time::Duration;
 
 use smpcall_local_apic::{
-    ApicBase, ApicId, ApicMsrs, ApicRecord, ApicState, Drained, EnableError, InService, InertGates, Interrupt, LocalApic, LocalDelivery,
-    LocalSource, LocalVector, Mmio, Mode, Msr, Routing, RoutingError, StartUpDelays, StartUpError,
-    TimerDivide, TimerMode, Topology, Vector,
+    ApicBase, ApicId, ApicMsrs, ApicRecord, ApicState, Drained, EnableError, InService, InertGates,
+    Interrupt, LocalApic, LocalDelivery, LocalSource, LocalVector, Mmio, Mode, Msr, Routing, RoutingError,
+    StartUpDelays, StartUpError, TimerDivide, TimerMode, Topology, Vector,
 };
 use smpcall_machine::{Cpu, CpuMask, CpuSet, InterruptsOff, Machine, SendError};
 

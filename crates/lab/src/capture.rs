@@ -3,8 +3,8 @@
 //! In this order (law L8): its own stack and tables, inert gates, the drain; only then handlers, mailboxes, interrupts and the
 //! other CPUs; and the vmcore. Whatever goes wrong is said, and ends in a reset: a crash in here is not captured again.
 
-use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed};
 use core::fmt;
+use core::sync::atomic::{AtomicBool, AtomicPtr, AtomicU32, AtomicU64, Ordering::Relaxed};
 use core::time::Duration;
 
 use smpcall_local_apic::{Drained, Topology};
@@ -118,10 +118,13 @@ extern "C" fn capture_main() -> ! {
         crashed(format_args!("its APICs cannot be used: {error}"));
     }
     drain(at_crash);
-    if options.crash == "in-capture" {
-        panic!("as was asked for");
-    }
     come_up();
+    match options.crash {
+        "in-capture" => panic!("as was asked for"),
+        // The watchdog's case: it is found by the ticks.
+        "hang-in-capture" => machine::stand(),
+        _ => {}
+    }
     start_others(parameters);
     call_others();
     match vmcore::write(parameters, at_crash) {
@@ -144,8 +147,12 @@ fn drain(at_crash: &AtCrash) {
     // SAFETY: the gates are closed; the crashed kernel's handlers are on stacks that nothing returns to.
     let drained = unsafe { apic::drain(&GATES, &mut interrupts_off, WINDOW) };
     let took = Lab::now().since(began);
-    say!("drained within {took:?}: ended {}, left {} pending and {} in service", drained.ended, drained.requests,
-        drained.in_service);
+    say!(
+        "drained within {took:?}: ended {}, left {} pending and {} in service",
+        drained.ended,
+        drained.requests,
+        drained.in_service
+    );
     for (vector, count) in GATES.entered() {
         say!("  vector {vector:#04x} taken {count} times");
     }
@@ -175,8 +182,10 @@ fn judge(at_crash: &AtCrash, drained: &Drained) {
         check(
             "recorded_as_made",
             pending && in_service,
-            format_args!("{} pending and {} in service, as the suite has made it", expected.requests,
-                expected.in_service),
+            format_args!(
+                "{} pending and {} in service, as the suite has made it",
+                expected.requests, expected.in_service
+            ),
         );
     }
 }
@@ -258,7 +267,11 @@ fn call_others() {
     check(
         "others_are_called",
         result.is_ok() && ran == online - 1,
-        format_args!("{ran} of {} have run it: {}", online - 1, if result.is_ok() { "it has ended well" } else { "it has not ended well" }),
+        format_args!(
+            "{ran} of {} have run it: {}",
+            online - 1,
+            if result.is_ok() { "it has ended well" } else { "it has not ended well" }
+        ),
     );
     step();
 }

@@ -185,7 +185,8 @@ fn bytes_for(cpus: usize) -> u64 {
 type Program = ProgramHeader64<LE>;
 
 fn segments(file: &[u8]) -> Result<&[Program], LoadError> {
-    let (header, _) = pod::from_bytes::<FileHeader64<LE>>(file).map_err(|()| LoadError::NoImage("too short"))?;
+    let (header, _) =
+        pod::from_bytes::<FileHeader64<LE>>(file).map_err(|()| LoadError::NoImage("too short"))?;
     if header.e_ident.magic != object::elf::ELFMAG || header.e_ident.class != object::elf::ELFCLASS64 {
         return Err(LoadError::NoImage("no 64-bit ELF file"));
     }

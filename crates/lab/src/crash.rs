@@ -111,7 +111,11 @@ fn hand_over(crash: &Crash<Lab>) -> ! {
     if let Some(missing) = expectation.missing {
         let held = missing == crash.missing;
         let verdict = if held { "pass" } else { "fail" };
-        say!("@ {verdict} those_that_can_have_stopped {} are missing, {} were to be", crash.missing.len(), missing.len());
+        say!(
+            "@ {verdict} those_that_can_have_stopped {} are missing, {} were to be",
+            crash.missing.len(),
+            missing.len()
+        );
     }
     // SAFETY: this is the winner, and interrupts are disabled since the crash stop.
     let why = unsafe { capture_load::enter(AtCrash { winner: crash.winner.number(), record, expectation }) };

@@ -62,8 +62,15 @@ pub(crate) enum DiskError {
     None,
     /// It cannot be set up over PCI.
     Transport(VirtioPciError),
-    /// It cannot be set up, or cannot write.
+    /// It cannot be set up.
     Device(virtio_drivers::Error),
+    /// It has not written.
+    Write {
+        /// Where, in bytes.
+        at: u64,
+        /// What it says.
+        error: virtio_drivers::Error,
+    },
     /// It does not allow to be written.
     ReadOnly,
     /// It is too small: it would take so many bytes, and it has so many.
@@ -82,7 +89,8 @@ impl fmt::Display for DiskError {
         match self {
             Self::None => f.write_str("there is no virtio disk: give the machine one"),
             Self::Transport(error) => write!(f, "the disk cannot be used over PCI: {error}"),
-            Self::Device(error) => write!(f, "the disk fails: {error}"),
+            Self::Device(error) => write!(f, "the disk cannot be set up: {error}"),
+            Self::Write { at, error } => write!(f, "the disk fails at byte {at}: {error}"),
             Self::ReadOnly => f.write_str("the disk cannot be written: it is read-only"),
             Self::TooSmall { needed, bytes } => {
                 write!(f, "the disk is too small: {needed} bytes are to be written, and it has {bytes}")
@@ -113,22 +121,18 @@ impl Disk {
         let mut root = PciRoot::new(unsafe { ConfigurationPorts::new() });
         let is_disk =
             |info: &_| virtio_device_type(info).is_some_and(|kind| matches!(kind, DeviceType::Block));
-        let (function, _) =
-            root.enumerate_bus(0).find(|(_, info)| is_disk(info)).ok_or(DiskError::None)?;
+        let (function, _) = root.enumerate_bus(0).find(|(_, info)| is_disk(info)).ok_or(DiskError::None)?;
         let (_, command) = root.get_status_command(function);
         root.set_command(function, command | Command::MEMORY_SPACE | Command::BUS_MASTER);
-        let transport =
-            PciTransport::new::<Dma, _>(&mut root, function).map_err(DiskError::Transport)?;
+        let transport = PciTransport::new::<Dma, _>(&mut root, function).map_err(DiskError::Transport)?;
         let mut device = VirtIOBlk::new(transport).map_err(DiskError::Device)?;
         if device.readonly() {
             return Err(DiskError::ReadOnly);
         }
         device.disable_interrupts();
-        let shared = memory::allocate(size_of::<Shared>(), 64).cast::<Shared>();
-        // SAFETY: zeroed memory of that size, for ever and for nobody else; both are written before they are referred to.
+        // SAFETY: zero is a value of both: a request to read, and one that went well. The memory is nobody else's.
         let (request, response) = unsafe {
-            shared.write(Shared(UnsafeCell::new((BlkReq::default(), BlkResp::default()))));
-            let both = &mut *(*shared).0.get();
+            let both = &mut *memory::allocate_zeroed::<Shared>(1)[0].0.get();
             (&mut both.0, &mut both.1)
         };
         Ok(Self { device, request, response })
@@ -155,9 +159,8 @@ impl Disk {
         while done < bytes {
             let step = (bytes - done).min(LARGEST);
             // SAFETY: promised by the caller. The driver takes its address and looks at nothing in it.
-            let data = unsafe {
-                core::slice::from_raw_parts(memory::direct::<u8>(physical + done), step as usize)
-            };
+            let data =
+                unsafe { core::slice::from_raw_parts(memory::direct::<u8>(physical + done), step as usize) };
             self.write_step((offset + done) / SECTOR, data)?;
             done += step;
             Calls::progress();
@@ -170,19 +173,20 @@ impl Disk {
         let Self { device, request, response } = self;
         // SAFETY: the request and the response are memory for ever and used by nothing but this; the data is memory for ever.
         let token = unsafe { device.write_blocks_nb(sector as usize, request, data, response) };
-        let token = token.map_err(DiskError::Device)?;
+        let failed = |error| DiskError::Write { at: sector * SECTOR, error };
+        let token = token.map_err(failed)?;
         let looked_at = UnsafeCell::new(&mut *device);
         // SAFETY: looked at by this CPU alone, one look after the other.
-        let answered = Predicate(|| unsafe { &mut *looked_at.get() }.peek_used().is_some());
+        let answered = Predicate(|| unsafe { (**looked_at.get()).peek_used() }.is_some());
         if wait::<Lab>(&answered, Deadline::within::<Lab>(LIMIT)) == Woken::Deadline {
             return Err(DiskError::NoAnswer);
         }
         // SAFETY: they are the same as above.
-        unsafe { device.complete_write_blocks(token, request, data, response) }.map_err(DiskError::Device)
+        unsafe { device.complete_write_blocks(token, request, data, response) }.map_err(failed)
     }
 
     /// Returns when all that was written is where it stays.
     pub(crate) fn flush(&mut self) -> Result<(), DiskError> {
-        self.device.flush().map_err(DiskError::Device)
+        self.device.flush().map_err(|error| DiskError::Write { at: self.bytes(), error })
     }
 }

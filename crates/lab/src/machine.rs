@@ -292,6 +292,13 @@ pub(crate) fn halt_for_ever() -> ! {
     }
 }
 
+/// Halts for ever and takes interrupts meanwhile.
+pub(crate) fn stand() -> ! {
+    loop {
+        halt_until_interrupt(&mut InterruptsOff::<Lab>::new());
+    }
+}
+
 /// Halts until an interrupt comes and has been handled. In one step: none that comes after the last look is overslept.
 #[inline(always)]
 pub(crate) fn halt_until_interrupt(guard: &mut InterruptsOff<Lab>) {

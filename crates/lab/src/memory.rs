@@ -211,7 +211,7 @@ fn largest_gap(handed: &Handed) -> Option<Region> {
     best
 }
 
-/// Extends the direct map to a physical address beyond that of the boot tables. Up to 512 GiB.
+/// Extends the direct map to a physical address beyond that of the boot tables. Up to 64 TiB.
 fn map_direct(end: u64) {
     // Present, writable, 2 MiB.
     map(BOOT_MAP_END, end, 0x83);
@@ -223,18 +223,34 @@ pub(crate) fn map_device(start: u64, end: u64) {
     map(start.max(BOOT_MAP_END), end, 0x9b);
 }
 
+/// What the direct map can show, in GiB: 64 TiB.
+const DIRECT_MAP_GIBS: u64 = 64 << 10;
+
 fn map(start: u64, end: u64, bits: u64) {
     const GIB: u64 = 1 << 30;
-    for gib in start / GIB..end.div_ceil(GIB).min(512) {
-        // SAFETY: the entry is in the boot table, which nobody else writes, and was not in use.
+    /// Present, writable; of a table's entry that refers to another table.
+    const TABLE: u64 = 3;
+    /// The table that an entry refers to; a new one if it refers to none.
+    ///
+    /// # Safety
+    /// The entry is one of the direct map's, which nobody else writes.
+    unsafe fn table(entry: *mut u64) -> (*mut u64, bool) {
+        // SAFETY: promised by the caller; tables are allocated, or the boot tables.
         unsafe {
-            let entry = boot::BOOT_PDPT.entries().add(gib as usize);
-            if *entry == 0 {
-                let table = allocate_zeroed::<boot::Page>(1)[0].entries();
-                for page in 0..512 {
-                    table.add(page as usize).write(gib * GIB + page * (2 << 20) + bits);
-                }
-                entry.write(physical_of(table) + 3);
+            let is_new = *entry == 0;
+            if is_new {
+                entry.write(physical_of(allocate_zeroed::<boot::Page>(1)[0].entries()) + TABLE);
+            }
+            (direct(*entry & !0xfff), is_new)
+        }
+    }
+    for gib in start / GIB..end.div_ceil(GIB).min(DIRECT_MAP_GIBS) {
+        // SAFETY: the entries are in the tables of the direct map, which nobody else writes; those that are in use stay.
+        unsafe {
+            let (gibs, _) = table(boot::BOOT_PML4.entries().add(273 + gib as usize / 512));
+            let (pages, is_new) = table(gibs.add(gib as usize % 512));
+            for page in (0..512).filter(|_| is_new) {
+                pages.add(page as usize).write(gib * GIB + page * (2 << 20) + bits);
             }
         }
     }

@@ -2,7 +2,7 @@
 //!
 //! | in the file | what |
 //! |---|---|
-//! | 0.. | headers and notes, written last: a vmcore that was not finished is none |
+//! | 0.. | headers and notes, written last: one that was not finished is no vmcore |
 //! | then | physical memory, all that the loader has said there is but for the capture kernel's own, one range after the other |
 //!
 //! Each range is a segment with the addresses of the direct map. The image is one more, of the same bytes, with those at
@@ -12,7 +12,8 @@ use core::fmt::{self, Write};
 use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
 
 use smpcall::vmcore::{
-    Counters, Events, HEADER_BYTES, NoteWriter, Notes, SEGMENT_BYTES, Segment, trace, vmcoreinfo, write_header,
+    Counters, Events, HEADER_BYTES, NoteWriter, Notes, SEGMENT_BYTES, Segment, trace, vmcoreinfo,
+    write_header,
 };
 use smpcall::{CrashNotes, Mailbox, Mailboxes};
 use smpcall_machine::Event;
@@ -77,10 +78,9 @@ fn ranges(parameters: &Parameters) -> List<Region, MOST> {
     let reserved = parameters.reserved;
     for &Region { start, end } in parameters.handed.ram() {
         let (start, end) = (start.next_multiple_of(SECTOR), end / SECTOR * SECTOR);
-        for part in [
-            Region { start, end: end.min(reserved.start) },
-            Region { start: start.max(reserved.end), end },
-        ] {
+        for part in
+            [Region { start, end: end.min(reserved.start) }, Region { start: start.max(reserved.end), end }]
+        {
             if part.start < part.end {
                 ranges.push(part);
             }
@@ -128,20 +128,28 @@ pub(crate) fn write(parameters: &Parameters, at_crash: &AtCrash) -> Result<u64, 
     let room = (table + parameters.cpus * NOTE_BYTES_PER_CPU + INFO_BYTES).next_multiple_of(PAGE as usize);
     // SAFETY: it was just allocated, for this alone.
     let head = unsafe { core::slice::from_raw_parts_mut(memory::allocate(room, PAGE as usize), room) };
+    let (segments, total) = segments(ranges.values(), room as u64);
+    if disk.bytes() < total {
+        return Err(DiskError::TooSmall { needed: total, bytes: disk.bytes() }.into());
+    }
+    write_memory(&mut disk, head, ranges.values(), total)?;
     let notes = write_notes(&mut head[table..], parameters, at_crash);
+    write_head(&mut disk, head, table, notes, segments.values())?;
+    // This follows the crashed kernel's pointers: if that is the end of this kernel, there is a vmcore without it.
+    let traces = write_traces(&mut head[table + notes..], parameters);
+    write_head(&mut disk, head, table, notes + traces, segments.values())?;
+    Ok(total)
+}
 
+/// The segments of memory, behind `head` bytes of headers and notes; and how long the file is.
+fn segments(ranges: &[Region], head: u64) -> (List<Segment, { MOST + 1 }>, u64) {
     let mut segments = List([Segment::default(); MOST + 1], 0);
     let image = boot::linked_range();
-    let mut offset = room as u64;
-    for range in ranges.values() {
-        let segment = Segment {
-            offset,
-            bytes: range.end - range.start,
-            physical: range.start,
-            address: DIRECT_MAP + range.start,
-            memory: range.end - range.start,
-        };
-        segments.push(segment);
+    let mut offset = head;
+    for range in ranges {
+        let bytes = range.end - range.start;
+        let address = DIRECT_MAP + range.start;
+        segments.push(Segment { offset, bytes, physical: range.start, address, memory: bytes });
         if range.start <= image.start && image.end <= range.end {
             let bytes = image.end - image.start;
             segments.push(Segment {
@@ -152,18 +160,13 @@ pub(crate) fn write(parameters: &Parameters, at_crash: &AtCrash) -> Result<u64, 
                 memory: bytes,
             });
         }
-        offset += segment.bytes;
+        offset += bytes;
     }
-    let notes = Segment { offset: table as u64, bytes: notes as u64, ..Segment::default() };
-    write_header(head, &[notes], segments.values()).map_err(WriteError::Header)?;
-    if disk.bytes() < offset {
-        return Err(DiskError::TooSmall { needed: offset, bytes: disk.bytes() }.into());
-    }
-    write_all(&mut disk, head, ranges.values(), offset)?;
-    Ok(offset)
+    (segments, offset)
 }
 
-fn write_all(disk: &mut Disk, head: &[u8], ranges: &[Region], total: u64) -> Result<(), DiskError> {
+/// Writes the crashed kernel's memory behind the head, of which nothing may be left of an earlier vmcore.
+fn write_memory(disk: &mut Disk, head: &[u8], ranges: &[Region], total: u64) -> Result<(), DiskError> {
     let (mut done, mut told) = (0, 0);
     let mut tell = |bytes: u64| {
         done += bytes;
@@ -174,13 +177,12 @@ fn write_all(disk: &mut Disk, head: &[u8], ranges: &[Region], total: u64) -> Res
         }
     };
     let head_at = boot::physical_address(head.as_ptr());
-    // What an earlier vmcore has left must not be taken for the beginning of this one.
-    let nothing = boot::physical_address(memory::allocate(SECTOR as usize, SECTOR as usize));
+    let start_up_page = u64::from(START_UP_PAGE) << 12;
     // SAFETY: all of it is memory that the direct map shows, and only CPUs that did not stop still write to some of it.
     unsafe {
-        disk.write(0, nothing, SECTOR, &mut |_| ())?;
+        // Still zero.
+        disk.write(0, head_at, head.len() as u64, &mut tell)?;
         let mut offset = head.len() as u64;
-        let start_up_page = u64::from(START_UP_PAGE) << 12;
         for range in ranges {
             disk.write(offset, range.start, range.end - range.start, &mut tell)?;
             if range.start <= start_up_page && start_up_page + PAGE <= range.end {
@@ -189,13 +191,27 @@ fn write_all(disk: &mut Disk, head: &[u8], ranges: &[Region], total: u64) -> Res
             }
             offset += range.end - range.start;
         }
-        disk.flush()?;
-        disk.write(0, head_at, head.len() as u64, &mut tell)?;
-        disk.flush()
     }
+    disk.flush()
 }
 
-/// All notes, one behind the other. Returns how many bytes they take.
+/// Writes the head: `notes` bytes of notes are in it from `table` on.
+fn write_head(
+    disk: &mut Disk,
+    head: &mut [u8],
+    table: usize,
+    notes: usize,
+    segments: &[Segment],
+) -> Result<(), WriteError> {
+    let notes = Segment { offset: table as u64, bytes: notes as u64, ..Segment::default() };
+    write_header(head, &[notes], segments).map_err(WriteError::Header)?;
+    // SAFETY: the direct map shows it, and nobody writes to it meanwhile.
+    unsafe { disk.write(0, boot::physical_address(head.as_ptr()), head.len() as u64, &mut |_| ())? };
+    disk.flush()?;
+    Ok(())
+}
+
+/// The notes of the crash stop, one behind the other, and `VMCOREINFO`. Returns how many bytes they take.
 fn write_notes(memory: &mut [u8], parameters: &Parameters, at_crash: &AtCrash) -> usize {
     let mut writer = NoteWriter::new(memory);
     let notes = crashed(&CRASH_NOTES);
@@ -214,7 +230,6 @@ fn write_notes(memory: &mut [u8], parameters: &Parameters, at_crash: &AtCrash) -
             refused += u32::from(writer.push(owner, note.kind, note.descriptor).is_err());
         }
     }
-    refused += write_traces(&mut writer, parameters);
     let mut text = Text { bytes: [0; INFO_BYTES - 64], length: 0 };
     // What does not fit is left out, and said.
     let told = write_info(&mut text, at_crash);
@@ -224,10 +239,15 @@ fn write_notes(memory: &mut [u8], parameters: &Parameters, at_crash: &AtCrash) -
     writer.written()
 }
 
-/// What each CPU has traced and counted, from the crashed kernel's mailboxes. Returns how many notes could not be written.
-fn write_traces(writer: &mut NoteWriter<'_>, parameters: &Parameters) -> u32 {
+/// What each CPU has traced and counted, from the crashed kernel's mailboxes. Returns how many bytes that takes.
+fn write_traces(memory: &mut [u8], parameters: &Parameters) -> usize {
+    let mut writer = NoteWriter::new(memory);
     let Some(mailboxes) = crashed_mailboxes(parameters) else {
-        check("traces_are_there", false, format_args!("the crashed kernel's mailboxes are not where they should be"));
+        check(
+            "traces_are_there",
+            false,
+            format_args!("the crashed kernel's mailboxes are not where they should be"),
+        );
         return 0;
     };
     let room = trace::events_bytes(machine::EVENTS).max(trace::counters_bytes(COUNTERS));
@@ -238,15 +258,15 @@ fn write_traces(writer: &mut NoteWriter<'_>, parameters: &Parameters) -> u32 {
         let Some(mailbox) = mailboxes.get(cpu) else { continue };
         let ring = mailboxes.event_ring(cpu);
         let traced = ring.events().map(Event::to_bytes);
-        let told = Events::write(writer, scratch, cpu.number(), ring.written(), traced);
+        let told = Events::write(&mut writer, scratch, cpu.number(), ring.written(), traced);
         refused += u32::from(told.is_err());
-        let told = Counters::write(writer, scratch, cpu.number(), mailbox.counters().iter());
+        let told = Counters::write(&mut writer, scratch, cpu.number(), mailbox.counters().iter());
         refused += u32::from(told.is_err());
         events += ring.events().count();
         cpus += 1;
     }
     check("traces_are_there", events >= cpus && refused == 0, format_args!("{events} events of {cpus} CPUs"));
-    refused
+    writer.written()
 }
 
 /// The crashed kernel's mailboxes; none if it had made none, or if they are not within its memory.
@@ -261,7 +281,8 @@ fn crashed_mailboxes(parameters: &Parameters) -> Option<&'static Mailboxes<Lab>>
     let whole = cpus.1 == parameters.cpus * size_of::<Mailbox<Lab>>()
         && [cpus, leaves, targets].iter().all(|&(start, bytes)| {
             let start = (start.addr() as u64).wrapping_sub(DIRECT_MAP);
-            let holds = |range: &Region| range.start <= start && start.saturating_add(bytes as u64) <= range.end;
+            let holds =
+                |range: &Region| range.start <= start && start.saturating_add(bytes as u64) <= range.end;
             bytes == 0 || ranges.values().iter().any(holds)
         });
     whole.then_some(mailboxes)

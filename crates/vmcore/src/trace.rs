@@ -45,13 +45,13 @@ pub struct Events<'a> {
     pub cpu: u32,
     /// How many events it has ever written.
     pub written: u64,
-    events: &'a [u8],
+    bytes: &'a [u8],
 }
 
 impl<'a> Events<'a> {
     /// Each event, the oldest first.
     pub fn events(&self) -> impl Iterator<Item = &'a [u8; EVENT_BYTES]> + use<'a> {
-        self.events.as_chunks().0.iter()
+        self.bytes.as_chunks().0.iter()
     }
 
     /// Writes the note, made in `scratch`: what does not fit there is left out, the newest first.
@@ -72,7 +72,8 @@ impl<'a> Events<'a> {
         writer.u32(VERSION);
         writer.u32(cpu);
         writer.u64(written);
-        let count = rest.as_chunks_mut().0.iter_mut().zip(events).map(|(place, event)| *place = event).count();
+        let count =
+            rest.as_chunks_mut().0.iter_mut().zip(events).map(|(place, event)| *place = event).count();
         notes.push(OWNER, EVENTS, &scratch[..events_bytes(count)])
     }
 }
@@ -82,13 +83,13 @@ impl<'a> Events<'a> {
 pub struct Counters<'a> {
     /// Which CPU.
     pub cpu: u32,
-    counters: &'a [u8],
+    bytes: &'a [u8],
 }
 
 impl<'a> Counters<'a> {
     /// Name and value of each; the name is empty if it is no text.
     pub fn counters(&self) -> impl Iterator<Item = (&'a str, u64)> + use<'a> {
-        self.counters.chunks_exact(COUNTER_BYTES).map(|counter| {
+        self.bytes.chunks_exact(COUNTER_BYTES).map(|counter| {
             let (name, value) = counter.split_at(NAME_BYTES);
             let end = name.iter().position(|&byte| byte == 0).unwrap_or(NAME_BYTES);
             (core::str::from_utf8(&name[..end]).unwrap_or(""), Reader(value).u64())
@@ -184,8 +185,8 @@ impl<'a> Trace<'a> {
             return Err(wrong);
         }
         Ok(match kind {
-            EVENTS => Self::Events(Events { cpu, written: reader.u64(), events: rest }),
-            _ => Self::Counters(Counters { cpu, counters: rest }),
+            EVENTS => Self::Events(Events { cpu, written: reader.u64(), bytes: rest }),
+            _ => Self::Counters(Counters { cpu, bytes: rest }),
         })
     }
 }
