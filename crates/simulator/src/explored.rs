@@ -12,7 +12,7 @@ use smpcall_machine::{Access, Cpu};
 
 use crate::explorer::footprint::{Footprint, Use};
 use crate::explorer::system::Violation;
-use crate::hash::{absorb, pair};
+use crate::hash::absorb;
 use crate::operation::Operation;
 use crate::places::{CONTEXT_CPUS, Location, Places, context_cpu, context_cpu_of, irr_place, is_private};
 use crate::processor::Source;
@@ -195,6 +195,7 @@ impl Explored {
         }
     }
 
+    #[inline]
     fn make_dirty(&mut self, slot: u32) -> &mut Location {
         let location = &mut self.places.all[slot as usize];
         if !location.dirty {
@@ -205,20 +206,25 @@ impl Explored {
     }
 
     /// Before the word is written for the first time in this execution.
-    fn log(&mut self, slot: u32, found: u64) {
-        let location = self.make_dirty(slot);
+    #[inline]
+    fn log(&mut self, slot: u32, found: u64) -> &mut Location {
+        let location = &mut self.places.all[slot as usize];
+        if !location.dirty {
+            location.dirty = true;
+            self.dirty.push(slot);
+        }
         if location.lasting && !location.logged {
             location.logged = true;
             self.first_values.push((slot, found));
         }
+        location
     }
 
     /// A word of the scenario that is no operation got another value.
     pub(crate) fn note(&mut self, address: usize, old: u64, new: u64) {
         let slot = self.places.slot(address);
-        self.log(slot, old);
-        let name = self.places.all[slot as usize].name;
-        self.hash ^= pair(name, old) ^ pair(name, new);
+        let key = self.log(slot, old).key;
+        self.hash ^= absorb(key, old) ^ absorb(key, new);
     }
 
     /// A context may touch a location for the first time: whether nobody else can notice it.
@@ -305,7 +311,7 @@ impl Explored {
 
 impl State {
     /// What the running CPU has found becomes part of its history.
-    #[inline]
+    #[inline(always)]
     fn learn_access(&mut self, access: Access, found: u64) {
         let hash = self.explored.options.hash;
         let value = match access {

@@ -274,6 +274,8 @@ pub(crate) struct Processor {
     pub(crate) pending: Option<(Operation, Source)>,
     /// The conditions of the wait it is suspended in.
     pub(crate) conditions: Option<ErasedConditions>,
+    /// Stepped: all that those conditions ask for, if it is one word, and no store buffer hides it.
+    pub(crate) awaited: Option<Awaited>,
     /// The words that those conditions read last.
     pub(crate) watched: Vec<usize>,
     pub(crate) waits: Vec<WaitReport>,
@@ -290,6 +292,8 @@ pub(crate) struct Processor {
     pub(crate) took_interrupts: bool,
     /// Stepped: what it can do next may be something else than when its controller looked last.
     pub(crate) stale: bool,
+    /// Stepped: a step is all that it could do when its controller looked last.
+    pub(crate) offered_step_only: bool,
     /// Stepped: operations done at once in a row.
     pub(crate) at_once: u32,
     /// Stepped: the hash of all this, if nothing has changed since it was made.
@@ -343,6 +347,7 @@ impl Processor {
             activity: Activity::Running,
             pending: None,
             conditions: None,
+            awaited: None,
             watched: Vec::new(),
             waits: Vec::new(),
             order: None,
@@ -352,6 +357,7 @@ impl Processor {
             drains: false,
             took_interrupts: false,
             stale: true,
+            offered_step_only: false,
             at_once: 0,
             hashed: None,
             found: 0,
@@ -402,6 +408,7 @@ impl Processor {
         self.activity = Activity::Running;
         self.pending = None;
         self.conditions = None;
+        self.awaited = None;
         self.watched.clear();
         self.waits.clear();
         self.order = None;
@@ -447,6 +454,7 @@ impl Processor {
         self.activity = Activity::Halted;
         self.pending = Some((Operation::WaitForStartUp, Location::caller()));
         self.conditions = None;
+        self.awaited = None;
         self.watched.clear();
         self.waits.clear();
         self.order = None;

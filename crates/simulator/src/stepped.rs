@@ -67,8 +67,46 @@ impl Offer {
 
     /// Nothing but a step, or nothing at all, that is not a matter of time.
     #[inline]
-    pub(crate) fn is_simple(self) -> bool {
+    fn is_simple(self) -> bool {
         !self.has(Self::NMI | Self::INTERRUPT | Self::FLUSH | Self::SENDS)
+    }
+}
+
+/// What each CPU can do next, and of all of them together what is asked for at every decision.
+pub(crate) struct Offers {
+    of: Vec<Offer>,
+    /// Who can step, and who can do something that is not [simple](Offer::is_simple): bit n stands for CPU n.
+    steps: u64,
+    others: u64,
+}
+
+impl Offers {
+    /// Those of a machine with so many CPUs, none of which can do anything yet.
+    pub(crate) fn new(cpus: usize) -> Self {
+        // Beyond 64 CPUs the sums mean nothing: then there is always somebody else.
+        let others = if cpus > 64 { 1 } else { 0 };
+        Self { of: vec![Offer::default(); cpus], steps: 0, others }
+    }
+
+    #[inline]
+    pub(crate) fn of(&self, cpu: usize) -> Offer {
+        self.of[cpu]
+    }
+
+    /// If nobody can do anything but steps, that is not a matter of time: the CPUs that can make one.
+    #[inline]
+    pub(crate) fn only_steps(&self) -> Option<u64> {
+        (self.others == 0).then_some(self.steps)
+    }
+
+    #[inline]
+    fn set(&mut self, cpu: usize, offer: Offer) {
+        self.of[cpu] = offer;
+        if cpu < 64 && self.of.len() <= 64 {
+            let bit = 1 << cpu;
+            self.steps = self.steps & !bit | u64::from(offer.has(Offer::STEP)) << cpu;
+            self.others = self.others & !bit | u64::from(!offer.is_simple()) << cpu;
+        }
     }
 }
 
@@ -270,8 +308,13 @@ impl<'p> Stepper<'p> {
     }
 
     /// Lets a CPU do as ordered, and on to its next operation.
-    #[inline]
     pub(crate) fn go_on(&mut self, cpu: usize, order: Option<Order>) {
+        self.switch_to(cpu, order);
+    }
+
+    /// As [`go_on`](Self::go_on), in place: for the one who does nothing else.
+    #[inline(always)]
+    pub(crate) fn switch_to(&mut self, cpu: usize, order: Option<Order>) {
         let state = self.state.shared();
         let anew = state.with(|machine| {
             machine.cpus[cpu].order = order;
@@ -290,7 +333,7 @@ impl<'p> Stepper<'p> {
             machine.phase = Phase::Direct;
             let processor = &mut machine.cpus[cpu];
             processor.hashed = None;
-            processor.stale = true;
+            processor.stale |= !processor.only_steps_on();
         });
     }
 
@@ -353,22 +396,38 @@ impl<'p> Stepper<'p> {
     }
 
     /// Brings what each CPU can do up to date; `always`: also if nothing says that it has changed.
-    pub(crate) fn survey(&mut self, offers: &mut [Offer], always: bool) {
+    #[inline(always)]
+    pub(crate) fn survey(&mut self, offers: &mut Offers, always: bool) {
+        if always || self.state.with(|machine| machine.cpus.iter().any(|processor| processor.stale)) {
+            self.survey_stale(offers, always);
+        }
+    }
+
+    fn survey_stale(&mut self, offers: &mut Offers, always: bool) {
         let mut unknown = false;
         self.state.with(|machine| {
-            for (processor, offer) in machine.cpus.iter_mut().zip(&mut *offers) {
-                if core::mem::take(&mut processor.stale) || always {
-                    *offer = processor.describe();
+            for (cpu, processor) in machine.cpus.iter_mut().enumerate() {
+                if processor.stale || always {
+                    processor.stale = false;
+                    let offer = processor.describe();
+                    processor.offered_step_only = offer.0 == Offer::STEP;
+                    offers.set(cpu, offer);
                     unknown |= offer.has(Offer::UNKNOWN);
                 }
             }
         });
         if unknown {
-            for (cpu, offer) in offers.iter_mut().enumerate() {
-                if offer.has(Offer::UNKNOWN) {
-                    offer.0 &= !Offer::UNKNOWN;
-                    offer.0 |= if self.is_enabled(Cpu::new(cpu as u32)) { Offer::STEP } else { 0 };
-                }
+            self.look_at_conditions(offers);
+        }
+    }
+
+    /// Whether who waits can step, where that is not known.
+    fn look_at_conditions(&mut self, offers: &mut Offers) {
+        for cpu in 0..offers.of.len() {
+            let offer = offers.of(cpu);
+            if offer.has(Offer::UNKNOWN) {
+                let step = if self.is_enabled(Cpu::new(cpu as u32)) { Offer::STEP } else { 0 };
+                offers.set(cpu, Offer(offer.0 & !Offer::UNKNOWN | step));
             }
         }
     }
@@ -598,6 +657,18 @@ impl<'p> Stepper<'p> {
 }
 
 impl Processor {
+    /// Whether a step was all that it could do when that was looked at last, and is now. (No: it has to be looked at.)
+    #[inline]
+    fn only_steps_on(&self) -> bool {
+        let simple = self.offered_step_only
+            && matches!(self.pending, Some((Operation::Access { .. }, _)))
+            && !self.vector_deliverable
+            && !self.nmi_deliverable
+            && self.store_buffer.is_empty();
+        debug_assert!(!simple || self.describe().0 == Offer::STEP);
+        simple
+    }
+
     /// What it can do next.
     fn describe(&self) -> Offer {
         let interrupt = self.vector_deliverable && self.interrupts_enabled && !self.shadow;

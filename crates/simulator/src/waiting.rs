@@ -1,6 +1,8 @@
 //! What CPUs do while they do nothing: wait for conditions, halt, work on something local.
 
-use smpcall_machine::{Conditions, Deadline, EventKind, Instant, Woken};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use smpcall_machine::{Access, Awaited, Conditions, Deadline, EventKind, Instant, Woken};
 
 use crate::explorer::footprint::Use;
 use crate::hash::absorb;
@@ -19,6 +21,13 @@ pub(crate) enum Looked {
     Blocked,
     /// The first that holds.
     Met(usize),
+}
+
+impl Looked {
+    /// What is known of a wait for one word that has this value.
+    fn at_word(awaited: &Awaited, value: u64) -> Self {
+        if awaited.holds(value) { Self::Met(0) } else { Self::Blocked }
+    }
 }
 
 /// Evaluates the conditions of a wait of `cpu`, and notes in that CPU which words they read.
@@ -83,7 +92,7 @@ fn wait_until<C: Conditions>(
     } else {
         // Which of the bounds it is that ends the wait early makes no difference there.
         let deadline = deadline.min(Deadline::at(Instant::from_nanos(last_look)));
-        wait_stepped(state, evaluate, erased, deadline, source)
+        wait_stepped(state, evaluate, (erased, conditions.only()), deadline, source)
     }
 }
 
@@ -170,7 +179,7 @@ fn wait_timed(
 fn wait_stepped(
     state: Shared,
     evaluate: impl Fn() -> Option<usize>,
-    conditions: ErasedConditions,
+    (conditions, only): (ErasedConditions, Option<Awaited>),
     deadline: Deadline,
     source: Source,
 ) -> Woken {
@@ -204,6 +213,9 @@ fn wait_stepped(
             processor.looked = Looked::Unknown;
             // A look is more than the one instruction that the shadow is over.
             processor.shadow = false;
+            if let Some(awaited) = only {
+                machine.watch_word(awaited);
+            }
         });
         suspend(state);
         let order = state.with(|machine| {
@@ -213,6 +225,7 @@ fn wait_stepped(
             }
             let processor = machine.cpu();
             processor.conditions = None;
+            processor.awaited = None;
             processor.activity = Activity::Running;
             processor.order.take()
         });
@@ -268,27 +281,48 @@ impl State {
         processor.stale |= !known;
     }
 
-    /// Stepped: a word in memory has changed: who waits for it has to look again.
+    /// Stepped: the running CPU begins to wait for one word. What becomes of the wait follows from the values of the word
+    /// from now on; with store buffers not, because each CPU sees its own.
+    fn watch_word(&mut self, awaited: Awaited) {
+        if self.explored.options.buffers {
+            return;
+        }
+        let address = awaited.location.addr();
+        self.touch(address, Access::Load);
+        // Relaxed: there is one thread.
+        // SAFETY: the word that the running CPU's conditions borrow.
+        let value = unsafe { &*awaited.location.cast::<AtomicU64>() }.load(Relaxed);
+        let processor = self.cpu();
+        processor.awaited = Some(awaited);
+        processor.watched.clear();
+        processor.watched.push(address);
+        processor.looked = Looked::at_word(&awaited, value);
+    }
+
+    /// Stepped: a word in memory gets another value: who waits for it looks again, or has to.
     #[inline]
-    pub(crate) fn forget_looks(&mut self, address: usize) {
+    pub(crate) fn word_changes(&mut self, address: usize, value: u64) {
         let waiting = self.explored.waiting;
         if waiting != 0 {
-            self.forget_looks_of(waiting, address);
+            self.word_changes_for(waiting, address, value);
         }
     }
 
-    /// As [`forget_looks`](Self::forget_looks), for the CPUs of these bits.
-    fn forget_looks_of(&mut self, mut waiting: u64, address: usize) {
+    /// As [`word_changes`](Self::word_changes), for the CPUs of these bits.
+    fn word_changes_for(&mut self, mut waiting: u64, address: usize, value: u64) {
         while waiting != 0 {
             let first = waiting.trailing_zeros() as usize;
             waiting &= waiting - 1;
             // The last bit stands for all that have none of their own.
             let last = if first < 63 { first } else { self.cpus.len() - 1 };
             for processor in &mut self.cpus[first..=last] {
-                if processor.looked != Looked::Unknown && processor.watched.contains(&address) {
-                    processor.looked = Looked::Unknown;
-                    processor.stale = true;
-                }
+                let looked = match &processor.awaited {
+                    Some(awaited) if awaited.location.addr() == address => Looked::at_word(awaited, value),
+                    None if processor.watched.contains(&address) => Looked::Unknown,
+                    _ => continue,
+                };
+                processor.stale |= processor.looked != looked;
+                processor.looked = looked;
             }
         }
     }

@@ -6,13 +6,13 @@ use super::choice::{Action, Choice};
 use super::footprint::{Footprint, Place, Use};
 use super::scenario::{Aftermath, Bounds, MemoryModel, Protocol};
 pub(crate) use super::system::BEGIN_AGAIN;
-use super::system::{System, Violation};
+use super::system::{Bits, System, Violation};
 use crate::explored::{Learned, Options, place};
 use crate::hash::absorb;
 use crate::mutant::Mutant;
 use crate::places::{budget_place, irr_place, nmi_place};
 use crate::processor::{Anew, Order};
-use crate::stepped::{Offer, Stepper};
+use crate::stepped::{Offer, Offers, Stepper};
 use crate::waiting::Looked;
 use crate::{Config, ConfigError};
 
@@ -67,7 +67,7 @@ pub struct ExploredMachine {
     bounds: Bounds,
     left: Bounds,
     /// What each CPU can do, as it was when it was looked at last.
-    offers: Vec<Offer>,
+    offers: Offers,
     /// Everybody has to be looked at again.
     all_stale: bool,
     /// How often only time has passed.
@@ -116,7 +116,7 @@ impl ExploredMachine {
             prompt: protocol.prompt,
             bounds: setup.bounds,
             left: setup.bounds,
-            offers: vec![Offer::default(); protocol.cpus],
+            offers: Offers::new(protocol.cpus),
             all_stale: true,
             idle: 0,
             decided: 0,
@@ -136,17 +136,18 @@ impl ExploredMachine {
 
     /// Whether what the CPU is about to do can lose a message.
     fn sends(&self, cpu: u16) -> bool {
-        self.offers[cpu as usize].has(Offer::SENDS)
+        self.offers.of(cpu as usize).has(Offer::SENDS)
     }
 
     /// Looks again at what the CPUs can do, where that may have changed.
+    #[inline(always)]
     fn look(&mut self) {
         self.stepper.survey(&mut self.offers, core::mem::take(&mut self.all_stale));
     }
 
     /// What one CPU can do by itself.
     fn choices_of(&mut self, cpu: u16, choices: &mut Vec<Choice>) {
-        let offer = self.offers[cpu as usize];
+        let offer = self.offers.of(cpu as usize);
         if self.is_wedged(cpu) {
             if offer.has(Offer::FLUSH) {
                 // Its stores reach memory all the same.
@@ -191,7 +192,7 @@ impl ExploredMachine {
             if self.is_wedged(number) {
                 continue;
             }
-            let offer = self.offers[cpu.index()];
+            let offer = self.offers.of(cpu.index());
             if let Some(deadline) = self.deadline(cpu) {
                 if stuck && Some(deadline) == earliest {
                     choices.push(Choice::new(number, Action::TimePasses));
@@ -211,7 +212,7 @@ impl ExploredMachine {
     }
 
     fn deadline(&self, cpu: Cpu) -> Option<smpcall_machine::Instant> {
-        if !self.offers[cpu.index()].has(Offer::DEADLINE) || self.is_wedged(cpu.number() as u16) {
+        if !self.offers.of(cpu.index()).has(Offer::DEADLINE) || self.is_wedged(cpu.number() as u16) {
             return None;
         }
         self.stepper.deadline(cpu)
@@ -219,7 +220,7 @@ impl ExploredMachine {
 
     /// Whether nothing is expected of the CPU any more.
     pub(super) fn is_done(&self, cpu: Cpu) -> bool {
-        self.is_wedged(cpu.number() as u16) || self.offers[cpu.index()].has(Offer::ENDED)
+        self.is_wedged(cpu.number() as u16) || self.offers.of(cpu.index()).has(Offer::ENDED)
     }
 
     /// The same, after a decision of the CPU's.
@@ -365,6 +366,12 @@ impl ExploredMachine {
     }
 }
 
+#[cold]
+fn has_no_end(cpu: u16) -> Violation {
+    let what = format!("no end after {LONGEST} decisions: CPU {cpu} goes round in circles, or another");
+    Violation::new("L3", what)
+}
+
 impl System for ExploredMachine {
     fn cpus(&self) -> u16 {
         self.cpus
@@ -394,9 +401,10 @@ impl System for ExploredMachine {
             return Err(self.trouble());
         }
         self.look();
-        if self.wedged == 0 && self.offers.iter().all(|offer| offer.is_simple()) {
-            let steps = (0..).zip(&self.offers).filter(|(_, offer)| offer.has(Offer::STEP));
-            choices.extend(steps.map(|(cpu, _)| Choice::step(cpu)));
+        if self.wedged == 0
+            && let Some(steps) = self.offers.only_steps()
+        {
+            choices.extend(Bits(steps).map(Choice::step));
         } else {
             (0..self.cpus).for_each(|cpu| self.choices_of(cpu, choices));
         }
@@ -437,19 +445,25 @@ impl System for ExploredMachine {
         Ok(footprint)
     }
 
-    #[inline]
+    #[inline(always)]
+    fn steps(&mut self) -> Option<Bits> {
+        let Bounds { expiries, ticks, wedges, .. } = self.left;
+        if self.begins || self.wedged != 0 || expiries | ticks | wedges != 0 {
+            return None;
+        }
+        self.look();
+        self.offers.only_steps().filter(|&steps| steps != 0).map(Bits)
+    }
+
+    #[inline(always)]
     fn perform_only(&mut self, choice: Choice) -> Result<(), Violation> {
         self.decided += 1;
         if self.decided > LONGEST {
-            let what = format!(
-                "no end after {LONGEST} decisions: CPU {} goes round in circles, or another",
-                choice.cpu
-            );
-            return Err(Violation::new("L3", what));
+            return Err(has_no_end(choice.cpu));
         }
         if choice.action == Action::Step {
             // By far the most, and they take nothing from the budgets.
-            self.stepper.go_on(choice.cpu as usize, Some(Order::Step));
+            self.stepper.switch_to(choice.cpu as usize, Some(Order::Step));
         } else {
             self.act(choice);
         }
@@ -470,7 +484,7 @@ impl System for ExploredMachine {
         // Who has replayed to here has not looked.
         self.look();
         let index = cpu as usize;
-        let enabled = self.offers[index].has(Offer::STEP);
+        let enabled = self.offers.of(index).has(Offer::STEP);
         let waits = self.deadline(Cpu::new(cpu.into())).is_some();
         let sends = self.sends(cpu);
         self.stepper.with(|machine| {
@@ -515,7 +529,7 @@ impl System for ExploredMachine {
     fn owed_to(&mut self, choice: Choice) -> Option<Place> {
         self.look();
         // Where the deadline could come instead, the CPU has something to do without that change too.
-        let expires = self.bounds.expiries > 0 && self.offers[choice.cpu as usize].has(Offer::DEADLINE);
+        let expires = self.bounds.expiries > 0 && self.offers.of(choice.cpu as usize).has(Offer::DEADLINE);
         if choice.action == Action::Step && !expires {
             self.stepper.wait_is_owed_to(Cpu::new(choice.cpu.into()))
         } else {

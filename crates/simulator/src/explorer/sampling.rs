@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::choice::Choice;
 use super::report::{Exploration, Found, Incomplete, Limits, Observer, Progress};
-use super::system::{System, Violation};
+use super::system::{Bits, System, Violation};
 use super::watch::{StopOnPanic, Watch};
 
 /// Which executions are drawn, and how many.
@@ -47,6 +47,14 @@ pub(super) trait Scheduler: Clone + Send + Sync {
 
     /// One of the choices offered; there is at least one.
     fn choose(&mut self, offered: &[Choice]) -> Choice;
+
+    /// The same where a step of each of these CPUs is offered, and nothing else; `offered` is room to work in.
+    #[inline]
+    fn choose_step(&mut self, cpus: Bits, offered: &mut Vec<Choice>) -> Choice {
+        offered.clear();
+        offered.extend(cpus.map(Choice::step));
+        self.choose(offered)
+    }
 }
 
 /// Pseudo-random numbers: `SplitMix64` (G. Steele, D. Lea, C. Flood, Fast splittable pseudorandom number generators,
@@ -106,16 +114,22 @@ pub(super) fn execute(
     schedule.clear();
     system.restart();
     loop {
-        if let Err(violation) = system.choices(offered) {
-            return End::Broken(violation);
-        }
-        if offered.is_empty() {
-            return system.end().map_or_else(End::Broken, End::Ended);
+        let only_steps = system.steps();
+        if only_steps.is_none() {
+            if let Err(violation) = system.choices(offered) {
+                return End::Broken(violation);
+            }
+            if offered.is_empty() {
+                return system.end().map_or_else(End::Broken, End::Ended);
+            }
         }
         if schedule.len() >= steps as usize {
             return End::Cut;
         }
-        let choice = scheduler.choose(offered);
+        let choice = match only_steps {
+            Some(cpus) => scheduler.choose_step(cpus, offered),
+            None => scheduler.choose(offered),
+        };
         schedule.push(choice);
         if let Err(violation) = system.perform_only(choice) {
             return End::Broken(violation);

@@ -30,6 +30,29 @@ impl fmt::Display for Violation {
 /// The law that is no law: what the exploration rests on has turned out false, and it has to begin again.
 pub(crate) const BEGIN_AGAIN: &str = "begin again";
 
+/// A set of the first 64 CPUs, one bit each; iterated in ascending order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Bits(pub u64);
+
+impl Bits {
+    /// How many there are.
+    #[inline]
+    pub const fn count(self) -> u32 {
+        self.0.count_ones()
+    }
+}
+
+impl Iterator for Bits {
+    type Item = u16;
+
+    #[inline]
+    fn next(&mut self) -> Option<u16> {
+        let first = self.0.trailing_zeros();
+        self.0 &= self.0.wrapping_sub(1);
+        (first < 64).then_some(first as u16)
+    }
+}
+
 /// Something with a finite number of choices at each moment. Engines know nothing else of a machine.
 ///
 /// Deterministic: the same choices lead to the same state, with the same choices, footprints and hashes, in every
@@ -50,6 +73,12 @@ pub trait System {
     /// # Errors
     /// The state itself breaks a law: nobody will ever move, or only because time passes where nobody should need it.
     fn choices(&mut self, choices: &mut Vec<Choice>) -> Result<(), Violation>;
+
+    /// If each of the [`choices`](Self::choices) is a plain step, and there is one at least: the CPUs that can make one. Who
+    /// draws at random asks this first, and makes no list. None: the choices tell.
+    fn steps(&mut self) -> Option<Bits> {
+        None
+    }
 
     /// Makes a choice, one of those offered, and says what that touched. Who replays knows what is offered, and does not
     /// ask for the [`choices`](Self::choices) in between.
