@@ -224,7 +224,27 @@ impl Explored {
     pub(crate) fn note(&mut self, address: usize, old: u64, new: u64) {
         let slot = self.places.slot(address);
         let key = self.log(slot, old).key;
-        self.hash ^= absorb(key, old) ^ absorb(key, new);
+        if self.options.hash {
+            self.hash ^= absorb(key, old) ^ absorb(key, new);
+        }
+    }
+
+    /// A fingerprint of what the execution has left in shared memory. If states are not hashed: in the words and notes that
+    /// last, and not in plain data.
+    pub(crate) fn ending(&self) -> u64 {
+        let mut hash = self.hash;
+        if !self.options.hash {
+            for &(slot, first) in &self.first_values {
+                let location = &self.places.all[slot as usize];
+                // SAFETY: a word of the declared memory, which is still there, or a note's: both are atomic.
+                let now = unsafe { &*(location.address as *const AtomicU64) }.load(Ordering::Relaxed);
+                if now != first {
+                    let value = |value| absorb(location.key, self.places.canonical(value));
+                    hash ^= value(first) ^ value(now);
+                }
+            }
+        }
+        hash as u64 ^ (hash >> 64) as u64
     }
 
     /// A context may touch a location for the first time: whether nobody else can notice it.

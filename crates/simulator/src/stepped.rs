@@ -18,7 +18,7 @@ use crate::kernel::{self, Hooks};
 use crate::machine::SimMachine;
 use crate::operation::Operation;
 use crate::places::Places;
-use crate::processor::{Counters, CpuReport, Order, Processor, Source};
+use crate::processor::{AnyStale, Counters, CpuReport, Order, Processor, Source};
 use crate::races::Races;
 use crate::state::{Driver, Entered, Handler, Owner, Phase, State, Stop};
 use crate::trace::Trace;
@@ -127,6 +127,7 @@ pub struct Stepper<'p> {
     start_up: Option<StartUpProgram<'p>>,
     lives: Lives,
     apic_hashes: Vec<u128>,
+    any_stale: AnyStale,
     /// Dropped after the coroutines, which use it.
     state: Owner,
 }
@@ -152,6 +153,7 @@ impl<'p> Stepper<'p> {
             start_up: None,
             lives: Lives::default(),
             apic_hashes: Vec::new(),
+            any_stale: state.with(|machine| machine.cpus[0].any_stale()),
             state,
         })
     }
@@ -313,8 +315,10 @@ impl<'p> Stepper<'p> {
     }
 
     /// As [`go_on`](Self::go_on), in place: for the one who does nothing else.
+    ///
+    /// Whether the machine is [in trouble](State::is_in_trouble).
     #[inline(always)]
-    pub(crate) fn switch_to(&mut self, cpu: usize, order: Option<Order>) {
+    pub(crate) fn switch_to(&mut self, cpu: usize, order: Option<Order>) -> bool {
         let state = self.state.shared();
         let anew = state.with(|machine| {
             machine.cpus[cpu].order = order;
@@ -333,8 +337,11 @@ impl<'p> Stepper<'p> {
             machine.phase = Phase::Direct;
             let processor = &mut machine.cpus[cpu];
             processor.hashed = None;
-            processor.stale |= !processor.only_steps_on();
-        });
+            if !processor.only_steps_on() {
+                processor.set_stale();
+            }
+            machine.is_in_trouble()
+        })
     }
 
     /// The panic of a program, if one has panicked since this was asked last.
@@ -398,17 +405,17 @@ impl<'p> Stepper<'p> {
     /// Brings what each CPU can do up to date; `always`: also if nothing says that it has changed.
     #[inline(always)]
     pub(crate) fn survey(&mut self, offers: &mut Offers, always: bool) {
-        if always || self.state.with(|machine| machine.cpus.iter().any(|processor| processor.stale)) {
+        if always || self.any_stale.get() {
             self.survey_stale(offers, always);
         }
     }
 
     fn survey_stale(&mut self, offers: &mut Offers, always: bool) {
+        self.any_stale.set(false);
         let mut unknown = false;
         self.state.with(|machine| {
             for (cpu, processor) in machine.cpus.iter_mut().enumerate() {
-                if processor.stale || always {
-                    processor.stale = false;
+                if processor.take_stale() || always {
                     let offer = processor.describe();
                     processor.offered_step_only = offer.0 == Offer::STEP;
                     offers.set(cpu, offer);
@@ -670,6 +677,7 @@ impl Processor {
     }
 
     /// What it can do next.
+    #[inline(always)]
     fn describe(&self) -> Offer {
         let interrupt = self.vector_deliverable && self.interrupts_enabled && !self.shadow;
         // Before its first instruction nothing interrupts it.

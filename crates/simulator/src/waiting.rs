@@ -9,7 +9,7 @@ use crate::hash::absorb;
 use crate::interrupt::{Interrupt, take};
 use crate::mutant::Fault;
 use crate::operation::{Operation, begin, give_up_if_abandoned, hold, offer, settle, suspend};
-use crate::processor::{Activity, ErasedConditions, Order, Source, WaitReport};
+use crate::processor::{Activity, ErasedConditions, Order, Processor, Source, WaitReport};
 use crate::state::{Driver, Phase, Shared, State};
 
 /// What is known of the conditions of a wait without evaluating them.
@@ -278,7 +278,9 @@ impl State {
             Some(index) => Looked::Met(index),
             None => Looked::Blocked,
         };
-        processor.stale |= !known;
+        if !known {
+            processor.set_stale();
+        }
     }
 
     /// Stepped: the running CPU begins to wait for one word. What becomes of the wait follows from the values of the word
@@ -313,16 +315,11 @@ impl State {
         while waiting != 0 {
             let first = waiting.trailing_zeros() as usize;
             waiting &= waiting - 1;
-            // The last bit stands for all that have none of their own.
-            let last = if first < 63 { first } else { self.cpus.len() - 1 };
-            for processor in &mut self.cpus[first..=last] {
-                let looked = match &processor.awaited {
-                    Some(awaited) if awaited.location.addr() == address => Looked::at_word(awaited, value),
-                    None if processor.watched.contains(&address) => Looked::Unknown,
-                    _ => continue,
-                };
-                processor.stale |= processor.looked != looked;
-                processor.looked = looked;
+            if first < 63 {
+                self.cpus[first].word_changes(address, value);
+            } else {
+                // The last bit stands for all that have none of their own.
+                self.cpus[first..].iter_mut().for_each(|processor| processor.word_changes(address, value));
             }
         }
     }
@@ -350,6 +347,22 @@ impl State {
         processor.waits.pop();
         let learned = if let Woken::Met(index) = woken { index as u64 } else { u64::MAX };
         processor.history = absorb(processor.history, learned);
+    }
+}
+
+impl Processor {
+    /// As [`State::word_changes`], for this CPU, if it waits.
+    #[inline]
+    fn word_changes(&mut self, address: usize, value: u64) {
+        let looked = match &self.awaited {
+            Some(awaited) if awaited.location.addr() == address => Looked::at_word(awaited, value),
+            None if self.watched.contains(&address) => Looked::Unknown,
+            _ => return,
+        };
+        if self.looked != looked {
+            self.looked = looked;
+            self.set_stale();
+        }
     }
 }
 

@@ -258,7 +258,7 @@ impl ExploredMachine {
             Action::Flush => self.stepper.with(|machine| {
                 machine.explored.footprint.clear();
                 machine.cpus[index].hashed = None;
-                machine.cpus[index].stale = true;
+                machine.cpus[index].set_stale();
                 machine.flush(index);
             }),
             Action::Tick => self.stepper.with(|machine| {
@@ -297,12 +297,8 @@ impl ExploredMachine {
     }
 
     /// Whether what has happened since somebody asked last breaks a law, or ends the exploration.
-    #[inline]
     fn is_in_trouble(&self) -> bool {
-        self.stepper.with(|machine| {
-            let explored = &machine.explored;
-            explored.violation.is_some() || explored.contradicted || machine.stop.is_some()
-        })
+        self.stepper.with(|machine| machine.is_in_trouble())
     }
 
     /// Why the execution cannot go on.
@@ -463,16 +459,16 @@ impl System for ExploredMachine {
         }
         if choice.action == Action::Step {
             // By far the most, and they take nothing from the budgets.
-            self.stepper.switch_to(choice.cpu as usize, Some(Order::Step));
-        } else {
-            self.act(choice);
+            if self.stepper.switch_to(choice.cpu as usize, Some(Order::Step)) {
+                return Err(self.trouble());
+            }
+            return Ok(());
         }
+        self.act(choice);
         if self.is_in_trouble() {
             return Err(self.trouble());
         }
-        if choice.action != Action::Step {
-            self.spend(choice);
-        }
+        self.spend(choice);
         Ok(())
     }
 
@@ -555,7 +551,6 @@ impl System for ExploredMachine {
             return Err(self.hang());
         }
         self.aftermath.check()?;
-        let hash = self.stepper.with(|machine| machine.explored.hash);
-        Ok(hash as u64 ^ (hash >> 64) as u64)
+        Ok(self.stepper.with(|machine| machine.explored.ending()))
     }
 }

@@ -217,6 +217,8 @@ struct Counts {
     ends: u64,
     transitions: u64,
     endings: BTreeSet<u64>,
+    /// Saves looking it up again and again.
+    last_ending: Option<u64>,
 }
 
 impl<'a> Shared<'a> {
@@ -262,7 +264,10 @@ impl<'a> Shared<'a> {
                 counts.ends += u64::from(end != End::Cut);
                 match end {
                     End::Ended(ending) => {
-                        counts.endings.insert(ending);
+                        if counts.last_ending != Some(ending) {
+                            counts.last_ending = Some(ending);
+                            counts.endings.insert(ending);
+                        }
                     }
                     End::Cut => {}
                     End::Broken(violation) => self.found(number, violation, &schedule),
