@@ -75,7 +75,8 @@ impl Offer {
 /// What each CPU can do next, and of all of them together what is asked for at every decision.
 pub(crate) struct Offers {
     of: Vec<Offer>,
-    /// Who can step, and who can do something that is not [simple](Offer::is_simple): bit n stands for CPU n.
+    /// Who can step, and who can do something that is not [simple](Offer::is_simple): bit n stands for CPU n. Not of machines
+    /// of more than 64 CPUs.
     steps: u64,
     others: u64,
 }
@@ -83,9 +84,7 @@ pub(crate) struct Offers {
 impl Offers {
     /// Those of a machine with so many CPUs, none of which can do anything yet.
     pub(crate) fn new(cpus: usize) -> Self {
-        // Beyond 64 CPUs the sums mean nothing: then there is always somebody else.
-        let others = if cpus > 64 { 1 } else { 0 };
-        Self { of: vec![Offer::default(); cpus], steps: 0, others }
+        Self { of: vec![Offer::default(); cpus], steps: 0, others: 0 }
     }
 
     #[inline]
@@ -93,20 +92,19 @@ impl Offers {
         self.of[cpu]
     }
 
-    /// If nobody can do anything but steps, that is not a matter of time: the CPUs that can make one.
+    /// If nobody can do anything but steps, that is not a matter of time: the CPUs that can make one. None also if there are
+    /// too many CPUs.
     #[inline]
     pub(crate) fn only_steps(&self) -> Option<u64> {
-        (self.others == 0).then_some(self.steps)
+        (self.others == 0 && self.of.len() <= 64).then_some(self.steps)
     }
 
-    #[inline]
+    #[inline(always)]
     fn set(&mut self, cpu: usize, offer: Offer) {
         self.of[cpu] = offer;
-        if cpu < 64 && self.of.len() <= 64 {
-            let bit = 1 << cpu;
-            self.steps = self.steps & !bit | u64::from(offer.has(Offer::STEP)) << cpu;
-            self.others = self.others & !bit | u64::from(!offer.is_simple()) << cpu;
-        }
+        let bit = 1_u64.checked_shl(cpu as u32).unwrap_or(0);
+        self.steps = if offer.has(Offer::STEP) { self.steps | bit } else { self.steps & !bit };
+        self.others = if offer.is_simple() { self.others & !bit } else { self.others | bit };
     }
 }
 
@@ -453,6 +451,14 @@ impl<'p> Stepper<'p> {
     /// A CPU whose wait could end now: the word to whose last change it owes that, if there is one.
     pub(crate) fn wait_is_owed_to(&mut self, cpu: Cpu) -> Option<Place> {
         let state = self.state.shared();
+        if let Some(awaited) = self.with_cpu(cpu, |processor| processor.awaited) {
+            return state.with(|machine| {
+                let slot = machine.explored.places.slot(awaited.location.addr());
+                let location = &machine.explored.places.all[slot as usize];
+                let met = matches!(machine.cpus[cpu.index()].looked, Looked::Met(_));
+                (met && location.logged && !awaited.holds(location.before)).then_some(location.place)
+            });
+        }
         let (conditions, addresses) = state.with(|machine| {
             let processor = &machine.cpus[cpu.index()];
             let waits = matches!(processor.pending, Some((Operation::Wait { .. }, _)))

@@ -183,13 +183,32 @@ fn wait_stepped(
     deadline: Deadline,
     source: Source,
 ) -> Woken {
+    let begin = |machine: &mut State| {
+        let running = machine.running;
+        machine.explored.waiting |= 1 << running.min(63);
+        let processor = machine.cpu();
+        processor.pending = Some((Operation::Wait { deadline }, source));
+        processor.conditions = Some(conditions);
+        processor.activity = Activity::Waiting;
+        processor.drains = false;
+        processor.looked = Looked::Unknown;
+        // A look is more than the one instruction that the shadow is over.
+        processor.shadow = false;
+        if let Some(awaited) = only {
+            machine.watch_word(awaited);
+        }
+    };
     let fault = state.with(|machine| {
         let processor = machine.cpu();
         processor.counters.operations += 1;
         processor.at_once = 0;
         let since = Instant::from_nanos(processor.time);
         processor.waits.push(WaitReport { source, since, deadline });
-        machine.explored.mutant.as_ref().and_then(|mutant| mutant.at_place(source))
+        let fault = machine.explored.mutant.as_ref().and_then(|mutant| mutant.at_place(source));
+        if fault != Some(Fault::NotWaited) {
+            begin(machine);
+        }
+        fault
     });
     if fault == Some(Fault::NotWaited) {
         offer(state, Operation::Wait { deadline: Deadline::NEVER }, source);
@@ -201,55 +220,46 @@ fn wait_stepped(
         });
         return Woken::Met(0);
     }
+    let relaxed = fault == Some(Fault::Relaxed);
     loop {
-        state.with(|machine| {
-            let running = machine.running;
-            machine.explored.waiting |= 1 << running.min(63);
-            let processor = machine.cpu();
-            processor.pending = Some((Operation::Wait { deadline }, source));
-            processor.conditions = Some(conditions);
-            processor.activity = Activity::Waiting;
-            processor.drains = false;
-            processor.looked = Looked::Unknown;
-            // A look is more than the one instruction that the shadow is over.
-            processor.shadow = false;
-            if let Some(awaited) = only {
-                machine.watch_word(awaited);
-            }
-        });
         suspend(state);
-        let order = state.with(|machine| {
+        let (order, looked) = state.with(|machine| {
             let running = machine.running;
             if running < 63 {
                 machine.explored.waiting &= !(1 << running);
             }
+            machine.register_read = false;
             let processor = machine.cpu();
             processor.conditions = None;
             processor.awaited = None;
             processor.activity = Activity::Running;
-            processor.order.take()
+            let (order, looked) = (processor.order.take(), processor.looked);
+            if let (Some(Order::Step), Looked::Met(index)) = (order, looked) {
+                // By far the most.
+                machine.end_wait(Woken::Met(index), deadline, source, !relaxed);
+            }
+            (order, looked)
         });
-        let expired = match order {
-            Some(Order::Interrupt) => {
+        let expired = match (order, looked) {
+            (Some(Order::Interrupt), _) => {
                 take(state, Interrupt::Vector);
+                state.with(begin);
                 continue;
             }
-            Some(Order::Nmi) => {
+            (Some(Order::Nmi), _) => {
                 take(state, Interrupt::Nmi);
+                state.with(begin);
                 continue;
             }
-            Some(Order::Expire) => true,
-            Some(Order::Step) | None => false,
+            (Some(Order::Step), Looked::Met(index)) => return Woken::Met(index),
+            (Some(Order::Expire), _) => true,
+            (Some(Order::Step) | None, _) => false,
         };
         if expired {
             let end = deadline.instant().map_or(0, Instant::as_nanos);
             state.with(|machine| machine.cpu().time = machine.cpu().time.max(end));
         }
         // They were looked at to know whether the wait can end. Who replays did not look.
-        let looked = state.with(|machine| {
-            machine.register_read = false;
-            machine.cpu().looked
-        });
         let met = match looked {
             Looked::Unknown => evaluate(),
             Looked::Blocked => None,
@@ -258,10 +268,13 @@ fn wait_stepped(
         let woken = match met {
             Some(index) => Woken::Met(index),
             None if expired => Woken::Deadline,
-            None => continue,
+            None => {
+                state.with(begin);
+                continue;
+            }
         };
         return state.with(|machine| {
-            machine.end_wait(woken, deadline, source, fault != Some(Fault::Relaxed));
+            machine.end_wait(woken, deadline, source, !relaxed);
             woken
         });
     }
@@ -328,6 +341,7 @@ impl State {
     /// deliberate fault says otherwise.
     fn end_wait(&mut self, woken: Woken, deadline: Deadline, source: Source, acquires: bool) {
         let running = self.running;
+        let hash = self.explored.options.hash;
         for at in 0..self.cpus[running].watched.len() {
             let address = self.cpus[running].watched[at];
             let slot = self.explored.places.slot(address);
@@ -345,8 +359,10 @@ impl State {
         processor.operation_done();
         processor.looked = Looked::Unknown;
         processor.waits.pop();
-        let learned = if let Woken::Met(index) = woken { index as u64 } else { u64::MAX };
-        processor.history = absorb(processor.history, learned);
+        if hash {
+            let learned = if let Woken::Met(index) = woken { index as u64 } else { u64::MAX };
+            processor.history = absorb(processor.history, learned);
+        }
     }
 }
 

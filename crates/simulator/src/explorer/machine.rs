@@ -405,6 +405,10 @@ impl System for ExploredMachine {
             (0..self.cpus).for_each(|cpu| self.choices_of(cpu, choices));
         }
         let anybody = !choices.is_empty();
+        if !anybody && self.idle == 0 && self.each_cpu().all(|cpu| self.is_done(cpu)) {
+            // By far the most ends: time makes no difference any more.
+            return Ok(());
+        }
         let Bounds { expiries, ticks, wedges, .. } = self.left;
         if !anybody || expiries | ticks | wedges != 0 {
             self.choices_of_time(choices);
@@ -504,6 +508,9 @@ impl System for ExploredMachine {
             }
         });
         let (left, bounds) = (self.left, self.bounds);
+        if bounds == Bounds::default() {
+            return withheld;
+        }
         // Something that is used up could have been used here.
         for (budget, missing) in [
             (0, sends && left.drops < bounds.drops),
@@ -523,6 +530,9 @@ impl System for ExploredMachine {
     }
 
     fn owed_to(&mut self, choice: Choice) -> Option<Place> {
+        if !self.stepper.with(|machine| machine.cpus[choice.cpu as usize].conditions.is_some()) {
+            return None;
+        }
         self.look();
         // Where the deadline could come instead, the CPU has something to do without that change too.
         let expires = self.bounds.expiries > 0 && self.offers.of(choice.cpu as usize).has(Offer::DEADLINE);
