@@ -18,6 +18,7 @@ use crate::places::{CONTEXT_CPUS, Location, Places, context_cpu, context_cpu_of,
 use crate::processor::Source;
 use crate::races::{Known, Races};
 use crate::state::{Phase, State};
+use crate::walk::Walk;
 
 mod access;
 mod plain;
@@ -119,6 +120,7 @@ pub(crate) struct Explored {
     pub(crate) violation: Option<Violation>,
     pub(crate) told: Option<Vec<Told>>,
     pub(crate) mutant: Option<crate::mutant::Mutant>,
+    pub(crate) walk: Option<Walk>,
     dirty: Vec<u32>,
     first_values: Vec<(u32, u64)>,
     saved_plain: Vec<SavedPlain>,
@@ -146,6 +148,7 @@ impl Explored {
             violation: None,
             told: None,
             mutant: None,
+            walk: None,
             dirty: Vec::new(),
             first_values: Vec::new(),
             saved_plain: Vec::new(),

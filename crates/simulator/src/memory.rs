@@ -206,8 +206,12 @@ impl State {
         let processor = &mut self.cpus[running];
         let (slot, local) = approach(&mut self.explored, processor, running, address, access, order);
         if local {
-            return Next::Answered(self.access_at_once(slot, access, order, source));
+            return Next::Answered(self.access_at_once(slot, access, order, true, source));
         }
+        if self.explored.walk.is_some() && self.goes_straight_on() {
+            return Next::Answered(self.access_at_once(slot, access, order, false, source));
+        }
+        let processor = &mut self.cpus[running];
         processor.pending = Some((Operation::Access { location: address, access, order }, source));
         Next::Pending(slot, processor.yielder)
     }

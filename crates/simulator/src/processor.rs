@@ -533,6 +533,12 @@ impl Processor {
         self.any_stale.clone()
     }
 
+    /// Stepped: whether the controller has to look again at any CPU.
+    #[inline]
+    pub(crate) fn is_any_stale(&self) -> bool {
+        self.any_stale.get()
+    }
+
     /// Stepped: whether its controller has to look again. It does so now.
     #[inline]
     pub(crate) fn take_stale(&mut self) -> bool {

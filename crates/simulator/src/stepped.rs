@@ -673,13 +673,26 @@ impl Processor {
     /// Whether a step was all that it could do when that was looked at last, and is now. (No: it has to be looked at.)
     #[inline]
     fn only_steps_on(&self) -> bool {
-        let simple = self.offered_step_only
-            && matches!(self.pending, Some((Operation::Access { .. }, _)))
-            && !self.vector_deliverable
-            && !self.nmi_deliverable
-            && self.store_buffer.is_empty();
+        let simple = self.before_access_only_steps_on()
+            && matches!(self.pending, Some((Operation::Access { .. }, _)));
         debug_assert!(!simple || self.describe().0 == Offer::STEP);
         simple
+    }
+
+    /// The same, of a CPU that has come to an access.
+    #[inline]
+    fn before_access_only_steps_on(&self) -> bool {
+        self.offered_step_only
+            && !self.vector_deliverable
+            && !self.nmi_deliverable
+            && self.store_buffer.is_empty()
+    }
+
+    /// Whether it, which has come to an access, and all others can do just what they could when that was looked at last, and
+    /// it a step only.
+    #[inline]
+    pub(crate) fn can_only_step_on(&self) -> bool {
+        self.before_access_only_steps_on() && !self.is_any_stale()
     }
 
     /// What it can do next.

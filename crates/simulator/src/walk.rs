@@ -19,6 +19,8 @@ pub(crate) struct Walk {
     steps: Bits,
     /// What was drawn last, if nobody has done it yet: a CPU, or the end of the walk.
     drawn: Option<Option<u16>>,
+    /// Whoever draws knows what is offered: it draws what was done before.
+    known: bool,
     /// How many decisions were made in this execution, and the most that there can be.
     decided: u32,
     most: u32,
@@ -35,15 +37,16 @@ pub(crate) enum Stride {
 }
 
 impl Explored {
-    /// Begins a walk in an execution in which so many decisions were made.
+    /// Begins a walk in an execution in which so many decisions were made. `known`: whoever draws need not be shown who can
+    /// step, because it draws what was drawn before.
     ///
     /// # Safety
     /// Until [`end_walk`](Self::end_walk), `draw` is valid, and nobody else uses it.
-    pub(crate) unsafe fn begin_walk(&mut self, draw: &mut Draw<'_>, decided: u32, most: u32) {
+    pub(crate) unsafe fn begin_walk(&mut self, draw: &mut Draw<'_>, known: bool, decided: u32, most: u32) {
         let draw = NonNull::from(draw);
         // SAFETY: only the lifetime changes, which the caller has promised to keep.
         let draw = unsafe { core::mem::transmute::<NonNull<Draw<'_>>, NonNull<Draw<'static>>>(draw) };
-        self.walk = Some(Walk { draw, steps: Bits(0), drawn: None, decided, most });
+        self.walk = Some(Walk { draw, steps: Bits(0), drawn: None, known, decided, most });
     }
 
     /// Ends it: how many decisions were made by now.
@@ -79,15 +82,17 @@ impl State {
     /// once.
     #[inline]
     pub(crate) fn goes_straight_on(&mut self) -> bool {
-        let running = self.running;
-        // What the controller has seen still holds.
-        let unchanged = self.cpus[running].can_only_step_on();
-        if !unchanged || self.is_in_trouble() {
+        if self.is_in_trouble() {
             return false;
         }
+        let running = self.running;
         let Some(walk) = self.explored.walk.as_mut().filter(|walk| walk.decided < walk.most) else {
             return false;
         };
+        // What the controller has seen must still hold.
+        if !walk.known && !self.cpus[running].can_only_step_on() {
+            return false;
+        }
         let drawn = walk.draw();
         if drawn.map(usize::from) != Some(running) {
             walk.drawn = Some(drawn);
@@ -97,6 +102,9 @@ impl State {
         self.explored.footprint.clear();
         let processor = &mut self.cpus[running];
         processor.hashed = None;
+        if !processor.can_only_step_on() {
+            processor.set_stale();
+        }
         processor.shadow = false;
         true
     }

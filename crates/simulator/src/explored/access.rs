@@ -132,16 +132,17 @@ impl State {
         self.explored.touch(&self.cpus[running], running, address, access)
     }
 
-    /// As [`access`](Self::access), of what nobody else can notice.
+    /// As [`access`](Self::access), where the CPU comes to it.
     #[inline(never)]
     pub(crate) fn access_at_once(
         &mut self,
         slot: u32,
         access: Access,
         order: Ordering,
+        local: bool,
         source: Source,
     ) -> Option<u64> {
-        self.access(slot, access, order, true, source)
+        self.access(slot, access, order, local, source)
     }
 
     /// The running CPU accesses a location, now. What it finds in a word; plain data is left to the caller.

@@ -6,7 +6,7 @@ use super::choice::{Action, Choice};
 use super::footprint::{Footprint, Place, Use};
 use super::scenario::{Aftermath, Bounds, MemoryModel, Protocol};
 pub(crate) use super::system::BEGIN_AGAIN;
-use super::system::{Bits, System, Violation};
+use super::system::{Bits, Draw, System, Violation};
 use crate::explored::{Learned, Options, place};
 use crate::hash::absorb;
 use crate::mutant::Mutant;
@@ -14,6 +14,7 @@ use crate::places::{budget_place, irr_place, nmi_place};
 use crate::processor::{Anew, Order};
 use crate::stepped::{Offer, Offers, Stepper};
 use crate::waiting::Looked;
+use crate::walk::Stride;
 use crate::{Config, ConfigError};
 
 /// Time may pass this often in one execution before the machine is said to hang.
@@ -292,6 +293,38 @@ impl ExploredMachine {
         });
     }
 
+    /// See [`Explored::begin_walk`](crate::explored::Explored::begin_walk).
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn begin_walk(&mut self, draw: &mut Draw<'_>, known: bool) {
+        self.stepper.with(|machine| {
+            // SAFETY: passed on to the caller.
+            unsafe { machine.explored.begin_walk(draw, known, self.decided, LONGEST) }
+        });
+    }
+
+    fn end_walk(&mut self) {
+        self.decided = self.stepper.with(|machine| machine.explored.end_walk()).unwrap_or(self.decided);
+    }
+
+    /// Makes the steps of a walk.
+    fn stride(&mut self) -> Result<(), Violation> {
+        loop {
+            self.look();
+            let Some(steps) = self.offers.only_steps().filter(|&steps| steps != 0) else { return Ok(()) };
+            match self.stepper.with(|machine| machine.explored.stride(Bits(steps))) {
+                Stride::Step(cpu) => {
+                    if self.stepper.switch_to(cpu as usize, Some(Order::Step)) {
+                        return Err(self.trouble());
+                    }
+                }
+                Stride::Enough => return Ok(()),
+                Stride::TooMany(cpu) => return Err(has_no_end(cpu)),
+            }
+        }
+    }
+
     fn hang(&self) -> Violation {
         Violation::new("hang", format!("nobody can move. {}", self.waiters()))
     }
@@ -445,14 +478,42 @@ impl System for ExploredMachine {
         Ok(footprint)
     }
 
-    #[inline(always)]
-    fn steps(&mut self) -> Option<Bits> {
+    fn walk(&mut self, draw: &mut Draw<'_>) -> Result<(), Violation> {
         let Bounds { expiries, ticks, wedges, .. } = self.left;
         if self.begins || self.wedged != 0 || expiries | ticks | wedges != 0 {
-            return None;
+            return Ok(());
         }
-        self.look();
-        self.offers.only_steps().filter(|&steps| steps != 0).map(Bits)
+        // SAFETY: it ends below, and `draw` is borrowed until then.
+        unsafe { self.begin_walk(draw, false) };
+        let walked = self.stride();
+        self.end_walk();
+        walked
+    }
+
+    fn replay(&mut self, choices: &mut dyn Iterator<Item = Choice>) -> Result<(), Violation> {
+        let mut replayed = Ok(());
+        loop {
+            let mut other = None;
+            let mut draw = |_: Bits| match choices.next() {
+                Some(Choice { cpu, action: Action::Step }) => Some(cpu),
+                choice => {
+                    other = choice;
+                    None
+                }
+            };
+            // SAFETY: it ends below, and nobody else uses `draw`, nor what it has borrowed, until then.
+            unsafe { self.begin_walk(&mut draw, true) };
+            while let Stride::Step(cpu) =
+                self.stepper.with(|machine| machine.explored.stride(Bits(u64::MAX)))
+            {
+                if self.stepper.switch_to(cpu as usize, Some(Order::Step)) {
+                    replayed = replayed.and(Err(self.trouble()));
+                }
+            }
+            self.end_walk();
+            let Some(choice) = other else { return replayed };
+            replayed = replayed.and(self.perform_only(choice));
+        }
     }
 
     #[inline(always)]

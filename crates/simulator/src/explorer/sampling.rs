@@ -114,22 +114,24 @@ pub(super) fn execute(
     schedule.clear();
     system.restart();
     loop {
-        let only_steps = system.steps();
-        if only_steps.is_none() {
-            if let Err(violation) = system.choices(offered) {
-                return End::Broken(violation);
+        let walked = system.walk(&mut |cpus| {
+            if schedule.len() >= steps as usize {
+                return None;
             }
-            if offered.is_empty() {
-                return system.end().map_or_else(End::Broken, End::Ended);
-            }
+            let choice = scheduler.choose_step(cpus, offered);
+            schedule.push(choice);
+            Some(choice.cpu)
+        });
+        if let Err(violation) = walked.and_then(|()| system.choices(offered)) {
+            return End::Broken(violation);
+        }
+        if offered.is_empty() {
+            return system.end().map_or_else(End::Broken, End::Ended);
         }
         if schedule.len() >= steps as usize {
             return End::Cut;
         }
-        let choice = match only_steps {
-            Some(cpus) => scheduler.choose_step(cpus, offered),
-            None => scheduler.choose(offered),
-        };
+        let choice = scheduler.choose(offered);
         schedule.push(choice);
         if let Err(violation) = system.perform_only(choice) {
             return End::Broken(violation);

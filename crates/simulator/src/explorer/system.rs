@@ -53,6 +53,9 @@ impl Iterator for Bits {
     }
 }
 
+/// Draws one of these CPUs; or none, to be asked no more.
+pub type Draw<'a> = dyn FnMut(Bits) -> Option<u16> + 'a;
+
 /// Something with a finite number of choices at each moment. Engines know nothing else of a machine.
 ///
 /// Deterministic: the same choices lead to the same state, with the same choices, footprints and hashes, in every
@@ -74,10 +77,16 @@ pub trait System {
     /// The state itself breaks a law: nobody will ever move, or only because time passes where nobody should need it.
     fn choices(&mut self, choices: &mut Vec<Choice>) -> Result<(), Violation>;
 
-    /// If each of the [`choices`](Self::choices) is a plain step, and there is one at least: the CPUs that can make one. Who
-    /// draws at random asks this first, and makes no list. None: the choices tell.
-    fn steps(&mut self) -> Option<Bits> {
-        None
+    /// Makes plain steps, for as long as nothing else is offered: shows `draw` the CPUs that can make one, at least one, and
+    /// lets the one step that it names, and so on. Ends where something else is offered, or nothing, or `draw` names none.
+    ///
+    /// For who draws at random: it needs no list of choices then. Doing nothing is always right: the choices tell the rest.
+    ///
+    /// # Errors
+    /// As [`perform`](Self::perform).
+    fn walk(&mut self, draw: &mut Draw<'_>) -> Result<(), Violation> {
+        let _ = draw;
+        Ok(())
     }
 
     /// Makes a choice, one of those offered, and says what that touched. Who replays knows what is offered, and does not
@@ -93,6 +102,15 @@ pub trait System {
     /// As [`perform`](Self::perform).
     fn perform_only(&mut self, choice: Choice) -> Result<(), Violation> {
         self.perform(choice).map(|_| ())
+    }
+
+    /// Makes these choices one after the other, as [`perform_only`](Self::perform_only): they were made before, from the same
+    /// start.
+    ///
+    /// # Errors
+    /// The first one of `perform_only`; all choices are made nevertheless.
+    fn replay(&mut self, choices: &mut dyn Iterator<Item = Choice>) -> Result<(), Violation> {
+        choices.fold(Ok(()), |so_far, choice| so_far.and(self.perform_only(choice)))
     }
 
     /// How many CPUs it has. Choices name CPUs below this.

@@ -128,9 +128,19 @@ struct Node {
     scheduled: CpuBits,
     /// The CPUs whose step sleeps here: most of what is asked about sleepers.
     sleeping_steps: CpuBits,
+    /// The CPUs that are offered something.
+    offered: CpuBits,
+    /// All that is offered is a step each: then these sets tell everything.
+    only_steps: bool,
 }
 
 impl Node {
+    /// If all that is offered are steps: the CPUs whose step is awake.
+    #[inline]
+    fn awake_steps(&self) -> Option<CpuBits> {
+        self.only_steps.then_some(self.offered & !self.sleeping_steps)
+    }
+
     /// Something sleeps here.
     fn note_sleeper(&mut self, choice: Choice) {
         if choice.action == Action::Step {
@@ -244,11 +254,6 @@ impl Path {
         self.sleepers(node).iter().any(|sleeper| sleeper.choice == choice)
     }
 
-    /// Whether a CPU is offered something here that is not asleep.
-    pub(super) fn is_awake(&self, node: usize, cpu: u16) -> bool {
-        self.offers(node).iter().any(|&offer| offer.cpu == cpu && !self.is_asleep(node, offer))
-    }
-
     pub(super) fn scheduled(&self, node: usize) -> CpuBits {
         self.nodes[node].scheduled
     }
@@ -259,7 +264,31 @@ impl Path {
 
     /// The CPUs that are offered something.
     pub(super) fn offered_cpus(&self, node: usize) -> CpuBits {
-        self.offers(node).iter().fold(0, |cpus, offer| cpus | bit(offer.cpu))
+        self.nodes[node].offered
+    }
+
+    /// The first CPU that is offered something here that is not asleep.
+    pub(super) fn first_awake(&self, node: usize) -> Option<u16> {
+        if let Some(awake) = self.nodes[node].awake_steps() {
+            return (awake != 0).then_some(awake.trailing_zeros() as u16);
+        }
+        let mut cpus = self.offers(node).iter().filter(|&&offer| !self.is_asleep(node, offer));
+        cpus.next().map(|offer| offer.cpu)
+    }
+
+    /// The CPUs that the event after this node, on another CPU, has taken something from that was not asleep.
+    pub(super) fn vanished(&self, node: usize) -> CpuBits {
+        let (parent, child) = (&self.nodes[node], &self.nodes[node + 1]);
+        let mover = self.events[node].choice.cpu;
+        if child.only_steps
+            && let Some(awake) = parent.awake_steps()
+        {
+            return awake & !child.offered & !bit(mover);
+        }
+        let now = self.offers(node + 1);
+        let lost =
+            |&&offer: &&Choice| offer.cpu != mover && !now.contains(&offer) && !self.is_asleep(node, offer);
+        self.offers(node).iter().filter(lost).fold(0, |cpus, offer| cpus | bit(offer.cpu))
     }
 
     /// Adds the node after the last event, with what is offered there. What slept before the last event sleeps on, if
@@ -272,6 +301,8 @@ impl Path {
             inherited: 0,
             scheduled: 0,
             sleeping_steps: 0,
+            offered: offers.iter().fold(0, |cpus, offer| cpus | bit(offer.cpu)),
+            only_steps: offers.iter().all(|offer| offer.action == Action::Step),
         };
         if sleep_on && let (Some(event), Some(parent)) = (self.events.last(), self.nodes.last()) {
             for index in parent.sleepers as usize..first {
@@ -319,6 +350,10 @@ impl Path {
     pub(super) fn next_choice(&self) -> Option<Choice> {
         let node = self.nodes.len().checked_sub(1)?;
         let scheduled = self.nodes[node].scheduled;
+        if let Some(awake) = self.nodes[node].awake_steps() {
+            let next = awake & scheduled;
+            return (next != 0).then(|| Choice::step(next.trailing_zeros() as u16));
+        }
         let mut offers = self.offers(node).iter().copied();
         offers.find(|&offer| scheduled & bit(offer.cpu) != 0 && !self.is_asleep(node, offer))
     }

@@ -248,32 +248,17 @@ impl Path {
     pub(super) fn schedule_what_vanished(&mut self) {
         let node = self.events.len();
         let Some(parent) = node.checked_sub(1) else { return };
-        let mover = self.events[parent].choice.cpu;
-        let mut vanished = 0;
-        for &offer in self.offers(parent) {
-            if offer.cpu != mover && !self.offers(node).contains(&offer) && !self.is_asleep(parent, offer) {
-                vanished |= bit(offer.cpu);
-            }
-        }
+        let vanished = self.vanished(parent);
         self.schedule(parent, vanished);
     }
 
     /// Schedules the first CPU at the last node, or all of them.
     pub(super) fn schedule_first(&mut self, reduction: Reduction) {
         let node = self.events.len();
-        let offered = self.offered_cpus(node);
         if reduction != Reduction::Reduced {
-            self.schedule(node, offered);
-            return;
-        }
-        let mut left = offered;
-        while left != 0 {
-            let cpu = left.trailing_zeros() as u16;
-            left &= left - 1;
-            if self.is_awake(node, cpu) {
-                self.schedule(node, bit(cpu));
-                break;
-            }
+            self.schedule(node, self.offered_cpus(node));
+        } else if let Some(cpu) = self.first_awake(node) {
+            self.schedule(node, bit(cpu));
         }
     }
 }
