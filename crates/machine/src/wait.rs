@@ -94,7 +94,9 @@ impl<M: Memory, const N: usize> Conditions for [When<'_, M>; N] {
     }
 
     fn describe(&self, see: &mut dyn FnMut(Awaited)) {
-        self.iter().for_each(|condition| see(condition.awaited()));
+        for condition in self {
+            see(condition.awaited());
+        }
     }
 
     fn only(&self) -> Option<Awaited> {

@@ -16,8 +16,9 @@ pub(crate) struct Walk {
     /// Valid as long as the walk lasts, and used by whoever runs: its controller, or a CPU for which it waits.
     draw: NonNull<Draw<'static>>,
     /// Who can step, as of the controller's last look.
-    steps: Bits,
+    steps: u64,
     /// What was drawn last, if nobody has done it yet: a CPU, or the end of the walk.
+    #[allow(clippy::option_option, reason = "nothing was drawn, or nobody")]
     drawn: Option<Option<u16>>,
     /// Whoever draws knows what is offered: it draws what was done before.
     known: bool,
@@ -46,7 +47,7 @@ impl Explored {
         let draw = NonNull::from(draw);
         // SAFETY: only the lifetime changes, which the caller has promised to keep.
         let draw = unsafe { core::mem::transmute::<NonNull<Draw<'_>>, NonNull<Draw<'static>>>(draw) };
-        self.walk = Some(Walk { draw, steps: Bits(0), drawn: None, known, decided, most });
+        self.walk = Some(Walk { draw, steps: 0, drawn: None, known, decided, most });
     }
 
     /// Ends it: how many decisions were made by now.
@@ -56,7 +57,7 @@ impl Explored {
 
     /// The controller has looked: these CPUs can step, and nobody can do anything else.
     #[inline]
-    pub(crate) fn stride(&mut self, steps: Bits) -> Stride {
+    pub(crate) fn stride(&mut self, steps: u64) -> Stride {
         let Some(walk) = &mut self.walk else { return Stride::Enough };
         walk.steps = steps;
         let drawn = match walk.drawn.take() {
@@ -73,7 +74,7 @@ impl Walk {
     #[inline]
     fn draw(&mut self) -> Option<u16> {
         // SAFETY: the walk lasts, and nobody else runs.
-        unsafe { self.draw.as_mut()(self.steps) }
+        unsafe { self.draw.as_mut()(Bits(self.steps)) }
     }
 }
 

@@ -33,7 +33,8 @@ pub struct Setup {
     pub memory: MemoryModel,
     /// Whether data races are looked for.
     pub races: bool,
-    /// Whether states are told apart. Needed by engines that store states.
+    /// Whether states are told apart. Needed by engines that store states; the random engines never do it when a protocol is
+    /// [explored](super::explore).
     pub hashes: bool,
     /// Whether what nobody else can notice is done at once.
     pub reduce: bool,
@@ -313,7 +314,7 @@ impl ExploredMachine {
         loop {
             self.look();
             let Some(steps) = self.offers.only_steps().filter(|&steps| steps != 0) else { return Ok(()) };
-            match self.stepper.with(|machine| machine.explored.stride(Bits(steps))) {
+            match self.stepper.with(|machine| machine.explored.stride(steps)) {
                 Stride::Step(cpu) => {
                     if self.stepper.switch_to(cpu as usize, Some(Order::Step)) {
                         return Err(self.trouble());
@@ -504,7 +505,7 @@ impl System for ExploredMachine {
             // SAFETY: it ends below, and nobody else uses `draw`, nor what it has borrowed, until then.
             unsafe { self.begin_walk(&mut draw, true) };
             while let Stride::Step(cpu) =
-                self.stepper.with(|machine| machine.explored.stride(Bits(u64::MAX)))
+                self.stepper.with(|machine| machine.explored.stride(u64::MAX))
             {
                 if self.stepper.switch_to(cpu as usize, Some(Order::Step)) {
                     replayed = replayed.and(Err(self.trouble()));
@@ -625,3 +626,6 @@ impl System for ExploredMachine {
         Ok(self.stepper.with(|machine| machine.explored.ending()))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -31,13 +31,13 @@ impl fmt::Display for Violation {
 pub(crate) const BEGIN_AGAIN: &str = "begin again";
 
 /// A set of the first 64 CPUs, one bit each; iterated in ascending order.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Bits(pub u64);
 
 impl Bits {
     /// How many there are.
     #[inline]
-    pub const fn count(self) -> u32 {
+    pub const fn count(&self) -> u32 {
         self.0.count_ones()
     }
 }
@@ -110,7 +110,11 @@ pub trait System {
     /// # Errors
     /// The first one of `perform_only`; all choices are made nevertheless.
     fn replay(&mut self, choices: &mut dyn Iterator<Item = Choice>) -> Result<(), Violation> {
-        choices.fold(Ok(()), |so_far, choice| so_far.and(self.perform_only(choice)))
+        let mut replayed = Ok(());
+        for choice in choices {
+            replayed = replayed.and(self.perform_only(choice));
+        }
+        replayed
     }
 
     /// How many CPUs it has. Choices name CPUs below this.

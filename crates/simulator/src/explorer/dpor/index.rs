@@ -99,7 +99,9 @@ mod tests {
         let mut index = Index::default();
         // What was there before leaves no trace.
         for _ in 0..3 {
-            digests.iter().for_each(|&(touched, withheld)| index.push(touched, withheld));
+            for &(touched, withheld) in &digests {
+                index.push(touched, withheld);
+            }
             for (touched, withheld) in [(1, 0), (0, 1 << 40), (6, 1 << 61), (!0, 0), (0, !0), (0, 0)] {
                 let mut found = Vec::new();
                 index.each(touched, withheld, |position| found.push(position));
@@ -108,7 +110,9 @@ mod tests {
                     .filter(|&at| (digests[at].0 & touched) | (digests[at].1 & withheld) != 0);
                 assert_eq!(found, wanted.collect::<Vec<_>>(), "{touched:#x} {withheld:#x}");
             }
-            digests.iter().rev().for_each(|&(touched, withheld)| index.pop(touched, withheld));
+            for &(touched, withheld) in digests.iter().rev() {
+                index.pop(touched, withheld);
+            }
             index.each(!0, !0, |position| panic!("there is no event {position}"));
         }
     }

@@ -47,8 +47,7 @@ pub(super) struct Touched {
 impl Touched {
     pub(super) fn new(footprint: Footprint) -> Self {
         // Words are 8 bytes apart, so that the low bits of their numbers tell little: the golden ratio's fraction mixes them.
-        let mixed =
-            |place: Place| (u64::from(place.0.wrapping_mul(0x9e37_79b9)) * u64::from(PLACES)) >> 32;
+        let mixed = |place: Place| (u64::from(place.0.wrapping_mul(0x9e37_79b9)) * u64::from(PLACES)) >> 32;
         let places = footprint.uses().iter().fold(ANYTHING, |bits, &(place, _)| bits | 1 << mixed(place));
         Self { footprint, digest: if footprint.is_everything() { !0 } else { places } }
     }
@@ -322,7 +321,9 @@ impl Path {
         self.sleepers.extend_from_slice(sleepers);
         if let Some(node) = self.nodes.last_mut() {
             node.inherited += sleepers.len() as u32;
-            sleepers.iter().for_each(|sleeper| node.note_sleeper(sleeper.choice));
+            for sleeper in sleepers {
+                node.note_sleeper(sleeper.choice);
+            }
         }
     }
 
