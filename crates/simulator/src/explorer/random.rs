@@ -42,7 +42,7 @@ impl Scheduler for Uniform {
 
     #[inline]
     fn choose_step(&mut self, mut cpus: Bits, _: &mut Vec<Choice>) -> Choice {
-        let count = cpus.count();
+        let count = cpus.size();
         if count > 1 {
             for _ in 0..self.0.below(count) {
                 cpus.next();

@@ -37,7 +37,7 @@ pub struct Bits(pub u64);
 impl Bits {
     /// How many there are.
     #[inline]
-    pub const fn count(&self) -> u32 {
+    pub const fn size(&self) -> u32 {
         self.0.count_ones()
     }
 }

@@ -114,10 +114,10 @@ fn a_replay_does_what_its_decisions_do_one_by_one() {
 }
 
 #[test]
-fn the_cpus_of_a_set_are_counted_and_come_in_ascending_order() {
+fn the_cpus_of_a_set_have_a_number_and_come_in_ascending_order() {
     let cpus = [0, 3, 62, 63];
     let set = Bits(cpus.iter().fold(0, |set, cpu| set | 1 << cpu));
-    assert_eq!(set.count(), 4);
+    assert_eq!(set.size(), 4);
     assert!(set.eq(cpus));
     assert_eq!(Bits(0).next(), None);
 }
