@@ -266,13 +266,13 @@ impl Path {
         self.nodes[node].offered
     }
 
-    /// The first CPU that is offered something here that is not asleep.
+    /// The first CPU, by its number, that is offered something here that is not asleep.
     pub(super) fn first_awake(&self, node: usize) -> Option<u16> {
         if let Some(awake) = self.nodes[node].awake_steps() {
             return (awake != 0).then_some(awake.trailing_zeros() as u16);
         }
-        let mut cpus = self.offers(node).iter().filter(|&&offer| !self.is_asleep(node, offer));
-        cpus.next().map(|offer| offer.cpu)
+        let awake = self.offers(node).iter().filter(|&&offer| !self.is_asleep(node, offer));
+        awake.map(|offer| offer.cpu).min()
     }
 
     /// The CPUs that the event after this node, on another CPU, has taken something from that was not asleep.
