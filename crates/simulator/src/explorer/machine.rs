@@ -504,9 +504,7 @@ impl System for ExploredMachine {
             };
             // SAFETY: it ends below, and nobody else uses `draw`, nor what it has borrowed, until then.
             unsafe { self.begin_walk(&mut draw, true) };
-            while let Stride::Step(cpu) =
-                self.stepper.with(|machine| machine.explored.stride(u64::MAX))
-            {
+            while let Stride::Step(cpu) = self.stepper.with(|machine| machine.explored.stride(u64::MAX)) {
                 if self.stepper.switch_to(cpu as usize, Some(Order::Step)) {
                     replayed = replayed.and(Err(self.trouble()));
                 }
