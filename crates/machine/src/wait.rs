@@ -25,6 +25,12 @@ pub trait Conditions {
     fn describe(&self, see: &mut dyn FnMut(Awaited)) {
         let _ = see;
     }
+
+    /// If it is one condition on one word, read once: what that asks for. A simulated machine then decides the wait by the
+    /// values that are written to the word, and evaluates nothing.
+    fn only(&self) -> Option<Awaited> {
+        None
+    }
 }
 
 /// What a condition on one word asks for.
@@ -38,6 +44,14 @@ pub struct Awaited {
     pub value: u64,
     /// Whether they have to be equal to it, or anything else.
     pub equal: bool,
+}
+
+impl Awaited {
+    /// Whether a word with this value is what is waited for.
+    #[inline]
+    pub const fn holds(&self, value: u64) -> bool {
+        (value & self.mask == self.value) == self.equal
+    }
 }
 
 /// The condition that some bits of one word have, or do not have, a value.
@@ -66,6 +80,10 @@ impl<'a, M: Memory> When<'a, M> {
     fn holds(&self) -> bool {
         (self.word.load(Ordering::Acquire) & self.mask == self.value) == self.equal
     }
+
+    fn awaited(&self) -> Awaited {
+        Awaited { location: self.word.location(), mask: self.mask, value: self.value, equal: self.equal }
+    }
 }
 
 impl<M: Memory, const N: usize> Conditions for [When<'_, M>; N] {
@@ -76,9 +94,14 @@ impl<M: Memory, const N: usize> Conditions for [When<'_, M>; N] {
     }
 
     fn describe(&self, see: &mut dyn FnMut(Awaited)) {
-        for &When { word, mask, value, equal } in self {
-            see(Awaited { location: word.location(), mask, value, equal });
+        for condition in self {
+            see(condition.awaited());
         }
+    }
+
+    fn only(&self) -> Option<Awaited> {
+        let [condition] = self.as_slice() else { return None };
+        Some(condition.awaited())
     }
 }
 

@@ -12,12 +12,13 @@ use smpcall_machine::{Access, Cpu};
 
 use crate::explorer::footprint::{Footprint, Use};
 use crate::explorer::system::Violation;
-use crate::hash::{absorb, pair};
+use crate::hash::absorb;
 use crate::operation::Operation;
 use crate::places::{CONTEXT_CPUS, Location, Places, context_cpu, context_cpu_of, irr_place, is_private};
 use crate::processor::Source;
 use crate::races::{Known, Races};
 use crate::state::{Phase, State};
+use crate::walk::Walk;
 
 mod access;
 mod plain;
@@ -119,6 +120,7 @@ pub(crate) struct Explored {
     pub(crate) violation: Option<Violation>,
     pub(crate) told: Option<Vec<Told>>,
     pub(crate) mutant: Option<crate::mutant::Mutant>,
+    pub(crate) walk: Option<Walk>,
     dirty: Vec<u32>,
     first_values: Vec<(u32, u64)>,
     saved_plain: Vec<SavedPlain>,
@@ -146,6 +148,7 @@ impl Explored {
             violation: None,
             told: None,
             mutant: None,
+            walk: None,
             dirty: Vec::new(),
             first_values: Vec::new(),
             saved_plain: Vec::new(),
@@ -195,6 +198,7 @@ impl Explored {
         }
     }
 
+    #[inline]
     fn make_dirty(&mut self, slot: u32) -> &mut Location {
         let location = &mut self.places.all[slot as usize];
         if !location.dirty {
@@ -205,20 +209,45 @@ impl Explored {
     }
 
     /// Before the word is written for the first time in this execution.
-    fn log(&mut self, slot: u32, found: u64) {
-        let location = self.make_dirty(slot);
+    #[inline]
+    fn log(&mut self, slot: u32, found: u64) -> &mut Location {
+        let location = &mut self.places.all[slot as usize];
+        if !location.dirty {
+            location.dirty = true;
+            self.dirty.push(slot);
+        }
         if location.lasting && !location.logged {
             location.logged = true;
             self.first_values.push((slot, found));
         }
+        location
     }
 
     /// A word of the scenario that is no operation got another value.
     pub(crate) fn note(&mut self, address: usize, old: u64, new: u64) {
         let slot = self.places.slot(address);
-        self.log(slot, old);
-        let name = self.places.all[slot as usize].name;
-        self.hash ^= pair(name, old) ^ pair(name, new);
+        let key = self.log(slot, old).key;
+        if self.options.hash {
+            self.hash ^= absorb(key, old) ^ absorb(key, new);
+        }
+    }
+
+    /// A fingerprint of what the execution has left in shared memory. If states are not hashed: in the words and notes that
+    /// last, and not in plain data.
+    pub(crate) fn ending(&self) -> u64 {
+        let mut hash = self.hash;
+        if !self.options.hash {
+            for &(slot, first) in &self.first_values {
+                let location = &self.places.all[slot as usize];
+                // SAFETY: a word of the declared memory, which is still there, or a note's: both are atomic.
+                let now = unsafe { &*(location.address as *const AtomicU64) }.load(Ordering::Relaxed);
+                if now != first {
+                    let value = |value| absorb(location.key, self.places.canonical(value));
+                    hash ^= value(first) ^ value(now);
+                }
+            }
+        }
+        hash as u64 ^ (hash >> 64) as u64
     }
 
     /// A context may touch a location for the first time: whether nobody else can notice it.
@@ -305,7 +334,7 @@ impl Explored {
 
 impl State {
     /// What the running CPU has found becomes part of its history.
-    #[inline]
+    #[inline(always)]
     fn learn_access(&mut self, access: Access, found: u64) {
         let hash = self.explored.options.hash;
         let value = match access {

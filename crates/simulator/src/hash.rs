@@ -22,8 +22,13 @@ pub(crate) const fn absorb(state: u128, value: u64) -> u128 {
 }
 
 /// The hash of a pair, for sums of pairs in any order (combined by exclusive or).
-pub(crate) const fn pair(key: u64, value: u64) -> u128 {
-    absorb(absorb(0x5bf0_3635_e28c_bb3f, key), value)
+pub(crate) const fn pair(name: u64, value: u64) -> u128 {
+    absorb(key(name), value)
+}
+
+/// The first half of a [pair]: who hashes many pairs of one name keeps it, and [absorbs](absorb) their values into it.
+pub(crate) const fn key(name: u64) -> u128 {
+    absorb(0x5bf0_3635_e28c_bb3f, name)
 }
 
 /// Feeds a state into a 128-bit hash through the standard [`Hash`](core::hash::Hash) interface.

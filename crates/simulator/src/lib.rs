@@ -51,6 +51,7 @@ pub mod stopping;
 pub mod timeline;
 mod trace;
 mod waiting;
+mod walk;
 mod world;
 
 pub use config::{Config, ConfigError, MAX_CPUS};

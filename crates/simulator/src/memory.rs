@@ -3,13 +3,14 @@
 use core::sync::atomic::Ordering;
 use std::panic::Location;
 
+use corosensei::Yielder;
 use rustc_hash::FxHashMap;
 use smpcall_machine::{Access, Conditions, Deadline, Machine, Memory, Woken, spin, spin_at_most};
 
-use crate::explored::drains;
+use crate::explored::{Explored, drains};
 use crate::mutant::{self, Fault};
-use crate::operation::{Operation, begin, offer, offer_then};
-use crate::processor::Source;
+use crate::operation::{Operation, begin, offer, pending_then};
+use crate::processor::{Processor, Source};
 use crate::state::{Driver, Phase, Shared, State, current};
 use crate::waiting;
 
@@ -138,10 +139,11 @@ unsafe impl Memory for SimMemory {
                 begin(state, Operation::Access { location: address, access, order }, cost, source);
                 None
             }
-            Next::Offer(slot) => {
-                offer_then(state, Operation::Access { location: address, access, order }, source, |machine| {
-                    machine.access(slot, access, order, false, source)
-                })
+            Next::Pending(slot, yielder) => {
+                // SAFETY: `next_access` has taken it from the running CPU.
+                unsafe {
+                    pending_then(state, yielder, |machine| machine.access(slot, access, order, false, source))
+                }
             }
             Next::Mutant(fault) => access_mutant(state, fault, address, access, order, source),
         }
@@ -187,49 +189,69 @@ enum Next {
     Answered(Option<u64>),
     /// It takes this long.
     Timed(u64),
-    /// Its controller decides when it is done.
-    Offer(u32),
+    /// It is pending: its controller decides when it is done. The location's number, and how the CPU suspends itself.
+    Pending(u32, *const Yielder<(), ()>),
     /// It is not done as it stands there.
     Mutant(Fault),
 }
 
 impl State {
     /// Stepped: an access of the running CPU. At once, if nobody else can notice it.
-    #[inline]
+    #[inline(always)]
     fn next_access(&mut self, address: usize, access: Access, order: Ordering, source: Source) -> Next {
         if let Some(fault) = self.explored.mutant.as_ref().and_then(|mutant| mutant.at_place(source)) {
             return Next::Mutant(fault);
         }
-        let (slot, local) = self.approach(address, access, order);
-        if local { Next::Answered(self.access(slot, access, order, true, source)) } else { Next::Offer(slot) }
-    }
-
-    /// Stepped: the running CPU is about to access an address: the location's number, and whether nobody notices.
-    #[inline(always)]
-    fn approach(&mut self, address: usize, access: Access, order: Ordering) -> (u32, bool) {
-        let (slot, mut local) = self.touch(address, access);
-        let buffers = self.explored.options.buffers;
-        let lasting = buffers && self.explored.places.all[slot as usize].lasting;
-        let processor = self.cpu();
-        processor.counters.operations += 1;
+        let running = self.running;
+        let processor = &mut self.cpus[running];
+        let (slot, local) = approach(&mut self.explored, processor, running, address, access, order);
         if local {
-            processor.at_once += 1;
-            // A locked instruction waits for the store buffer.
-            let waits = buffers && !processor.store_buffer.is_empty() && drains(access, order);
-            local = processor.at_once < AT_ONCE && !waits;
+            return Next::Answered(self.access_at_once(slot, access, order, true, source));
         }
-        if !local {
-            processor.at_once = 0;
-            processor.drains =
-                buffers && (drains(access, order) || matches!(access, Access::Store(_)) && !lasting);
+        if self.explored.walk.is_some() && self.goes_straight_on() {
+            return Next::Answered(self.access_at_once(slot, access, order, false, source));
         }
-        (slot, local)
+        let processor = &mut self.cpus[running];
+        processor.pending = Some((Operation::Access { location: address, access, order }, source));
+        Next::Pending(slot, processor.yielder)
     }
+}
+
+/// Stepped: a CPU is about to access an address: the location's number, and whether nobody notices.
+#[inline(always)]
+fn approach(
+    explored: &mut Explored,
+    processor: &mut Processor,
+    cpu: usize,
+    address: usize,
+    access: Access,
+    order: Ordering,
+) -> (u32, bool) {
+    let (slot, mut local) = explored.touch(processor, cpu, address, access);
+    let buffers = explored.options.buffers;
+    processor.counters.operations += 1;
+    if local {
+        processor.at_once += 1;
+        // A locked instruction waits for the store buffer.
+        let waits = buffers && !processor.store_buffer.is_empty() && drains(access, order);
+        local = processor.at_once < AT_ONCE && !waits;
+    }
+    if !local {
+        processor.at_once = 0;
+        // What does not last is never buffered: its stores wait too.
+        let stays = || explored.places.all[slot as usize].lasting;
+        processor.drains =
+            buffers && (drains(access, order) || matches!(access, Access::Store(_)) && !stays());
+    }
+    (slot, local)
 }
 
 /// Brings the running CPU to an access: the location's number, and whether it was done at once.
 fn come_to(state: Shared, address: usize, access: Access, order: Ordering, source: Source) -> (u32, bool) {
-    let (slot, local) = state.with(|machine| machine.approach(address, access, order));
+    let (slot, local) = state.with(|machine| {
+        let running = machine.running;
+        approach(&mut machine.explored, &mut machine.cpus[running], running, address, access, order)
+    });
     if !local {
         offer(state, Operation::Access { location: address, access, order }, source);
     }

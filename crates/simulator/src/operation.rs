@@ -7,6 +7,7 @@
 
 use core::sync::atomic::Ordering;
 
+use corosensei::Yielder;
 use smpcall_local_apic::{Mode, Register};
 use smpcall_machine::{Access, Cpu, Deadline};
 
@@ -191,14 +192,28 @@ pub(crate) fn offer_then<R>(
     state: Shared,
     operation: Operation,
     source: Source,
+    act: impl FnMut(&mut State) -> R,
+) -> R {
+    let yielder = state.with(|machine| {
+        let processor = machine.cpu();
+        processor.pending = Some((operation, source));
+        processor.yielder
+    });
+    // SAFETY: the yielder is the running CPU's.
+    unsafe { pending_then(state, yielder, act) }
+}
+
+/// Stepped: does what is [pending](crate::processor::Processor::pending) once the controller says "step".
+///
+/// # Safety
+/// The yielder is that of the running CPU.
+#[inline(always)]
+pub(crate) unsafe fn pending_then<R>(
+    state: Shared,
+    yielder: *const Yielder<(), ()>,
     mut act: impl FnMut(&mut State) -> R,
 ) -> R {
     loop {
-        let yielder = state.with(|machine| {
-            let processor = machine.cpu();
-            processor.pending = Some((operation, source));
-            processor.yielder
-        });
         // SAFETY: this is the running CPU's coroutine, on whose stack the yielder lives for as long as it runs; it has
         // set the pointer before anything else.
         unsafe { (*yielder).suspend(()) }
@@ -215,6 +230,7 @@ pub(crate) fn offer_then<R>(
         });
         match done {
             Ok(result) => return result,
+            // When its handler returns, the same is pending again.
             Err(interrupt) => take(state, interrupt),
         }
     }

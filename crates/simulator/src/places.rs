@@ -7,6 +7,7 @@
 use rustc_hash::FxHashMap;
 
 use crate::explorer::footprint::Place;
+use crate::hash;
 use crate::races::Known;
 
 /// No record of plain data.
@@ -18,6 +19,8 @@ pub(crate) struct Location {
     pub(crate) address: usize,
     /// The same in every execution.
     pub(crate) name: u64,
+    /// The hash of a [pair](crate::hash::pair) with this name, as far as the name goes.
+    pub(crate) key: u128,
     pub(crate) place: Place,
     /// Who touched it, in any execution: a bit for each CPU and kind of context.
     pub(crate) contexts: u64,
@@ -161,6 +164,7 @@ impl Places {
         self.all.push(Location {
             address,
             name,
+            key: hash::key(name),
             place: Place(place),
             contexts: 0,
             private: false,
@@ -186,15 +190,13 @@ impl Places {
     }
 
     /// A value as it enters hashes: an address becomes its name.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn canonical(&self, value: u64) -> u64 {
-        if value >> 32 == 0 {
-            return value;
-        }
-        match self.code(value as usize) {
-            Some(code) => code | POINTER,
-            None => value,
-        }
+        if value >> 32 == 0 { value } else { self.canonical_address(value) }
+    }
+
+    fn canonical_address(&self, value: u64) -> u64 {
+        self.code(value as usize).map_or(value, |code| code | POINTER)
     }
 }
 

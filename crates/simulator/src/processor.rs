@@ -1,7 +1,9 @@
 //! One simulated CPU: its clock, its interrupt state, what it is doing, and what outsiders can see of it.
 
+use std::cell::Cell;
 use std::collections::VecDeque;
 use std::panic::Location;
+use std::rc::Rc;
 
 use corosensei::Yielder;
 use rand_pcg::Pcg32;
@@ -250,6 +252,9 @@ pub(crate) struct Wedge {
     pub(crate) takes_nmis: bool,
 }
 
+/// Whether the controller of a stepped machine has to look again at what some CPU can do. Shared by all CPUs of a machine.
+pub(crate) type AnyStale = Rc<Cell<bool>>;
+
 /// The state of one CPU.
 #[allow(clippy::struct_excessive_bools, reason = "independent facts")]
 pub(crate) struct Processor {
@@ -274,6 +279,8 @@ pub(crate) struct Processor {
     pub(crate) pending: Option<(Operation, Source)>,
     /// The conditions of the wait it is suspended in.
     pub(crate) conditions: Option<ErasedConditions>,
+    /// Stepped: all that those conditions ask for, if it is one word, and no store buffer hides it.
+    pub(crate) awaited: Option<Awaited>,
     /// The words that those conditions read last.
     pub(crate) watched: Vec<usize>,
     pub(crate) waits: Vec<WaitReport>,
@@ -289,7 +296,11 @@ pub(crate) struct Processor {
     /// It has taken interrupts since it was reset.
     pub(crate) took_interrupts: bool,
     /// Stepped: what it can do next may be something else than when its controller looked last.
-    pub(crate) stale: bool,
+    stale: bool,
+    /// Stepped: one for all CPUs: at least one of them is stale.
+    any_stale: AnyStale,
+    /// Stepped: a step is all that it could do when its controller looked last.
+    pub(crate) offered_step_only: bool,
     /// Stepped: operations done at once in a row.
     pub(crate) at_once: u32,
     /// Stepped: the hash of all this, if nothing has changed since it was made.
@@ -328,7 +339,7 @@ pub(crate) struct Processor {
 }
 
 impl Processor {
-    pub(crate) fn new(cpu: usize, seed: u64, apic: ApicModel) -> Self {
+    pub(crate) fn new(cpu: usize, seed: u64, apic: ApicModel, any_stale: AnyStale) -> Self {
         let mut processor = Self {
             time: 0,
             interrupts_enabled: true,
@@ -343,6 +354,7 @@ impl Processor {
             activity: Activity::Running,
             pending: None,
             conditions: None,
+            awaited: None,
             watched: Vec::new(),
             waits: Vec::new(),
             order: None,
@@ -352,6 +364,8 @@ impl Processor {
             drains: false,
             took_interrupts: false,
             stale: true,
+            any_stale,
+            offered_step_only: false,
             at_once: 0,
             hashed: None,
             found: 0,
@@ -402,6 +416,7 @@ impl Processor {
         self.activity = Activity::Running;
         self.pending = None;
         self.conditions = None;
+        self.awaited = None;
         self.watched.clear();
         self.waits.clear();
         self.order = None;
@@ -409,7 +424,7 @@ impl Processor {
         self.known = Known::NOTHING;
         self.store_buffer.clear();
         self.drains = false;
-        self.stale = true;
+        self.set_stale();
         self.at_once = 0;
         self.hashed = None;
         self.found = 0;
@@ -447,12 +462,13 @@ impl Processor {
         self.activity = Activity::Halted;
         self.pending = Some((Operation::WaitForStartUp, Location::caller()));
         self.conditions = None;
+        self.awaited = None;
         self.watched.clear();
         self.waits.clear();
         self.order = None;
         self.looked = Looked::Unknown;
         self.drains = false;
-        self.stale = true;
+        self.set_stale();
         self.at_once = 0;
         self.hashed = None;
         self.found = 0;
@@ -473,7 +489,7 @@ impl Processor {
         self.ended = false;
         self.pending = None;
         self.activity = Activity::Running;
-        self.stale = true;
+        self.set_stale();
     }
 
     /// Whether nothing on its stack has a destructor, and nobody refers to it: it is suspended in its idle loop.
@@ -495,7 +511,7 @@ impl Processor {
             self.apic.deliverable().is_some() || self.spurious || self.apic.ext_int_deliverable();
         self.nmi_deliverable = self.apic.nmi_deliverable();
         self.apic_changed = true;
-        self.stale = true;
+        self.set_stale();
     }
 
     /// Timed: the pending operation is performed now and takes its time.
@@ -503,6 +519,30 @@ impl Processor {
     pub(crate) fn perform(&mut self, cost: u64, jitter: u32) {
         self.shadow = false;
         self.time += self.jittered(cost, jitter);
+    }
+
+    /// Stepped: its controller has to look again at what it can do.
+    #[inline]
+    pub(crate) fn set_stale(&mut self) {
+        self.stale = true;
+        self.any_stale.set(true);
+    }
+
+    /// Stepped: whether its, or another CPU's, controller has to look again.
+    pub(crate) fn any_stale(&self) -> AnyStale {
+        self.any_stale.clone()
+    }
+
+    /// Stepped: whether the controller has to look again at any CPU.
+    #[inline]
+    pub(crate) fn is_any_stale(&self) -> bool {
+        self.any_stale.get()
+    }
+
+    /// Stepped: whether its controller has to look again. It does so now.
+    #[inline]
+    pub(crate) fn take_stale(&mut self) -> bool {
+        core::mem::take(&mut self.stale)
     }
 
     /// Stepped: the pending operation is performed.

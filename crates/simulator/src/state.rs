@@ -140,6 +140,12 @@ impl State {
         }
     }
 
+    /// Stepped: whether something breaks a law, ends the exploration, or has panicked.
+    #[inline]
+    pub(crate) fn is_in_trouble(&self) -> bool {
+        self.explored.violation.is_some() || self.explored.contradicted || self.stop.is_some()
+    }
+
     /// The CPU that runs.
     #[inline]
     pub(crate) fn cpu(&mut self) -> &mut Processor {

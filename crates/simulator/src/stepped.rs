@@ -18,7 +18,7 @@ use crate::kernel::{self, Hooks};
 use crate::machine::SimMachine;
 use crate::operation::Operation;
 use crate::places::Places;
-use crate::processor::{Counters, CpuReport, Order, Processor, Source};
+use crate::processor::{AnyStale, Counters, CpuReport, Order, Processor, Source};
 use crate::races::Races;
 use crate::state::{Driver, Entered, Handler, Owner, Phase, State, Stop};
 use crate::trace::Trace;
@@ -67,8 +67,44 @@ impl Offer {
 
     /// Nothing but a step, or nothing at all, that is not a matter of time.
     #[inline]
-    pub(crate) fn is_simple(self) -> bool {
+    fn is_simple(self) -> bool {
         !self.has(Self::NMI | Self::INTERRUPT | Self::FLUSH | Self::SENDS)
+    }
+}
+
+/// What each CPU can do next, and of all of them together what is asked for at every decision.
+pub(crate) struct Offers {
+    of: Vec<Offer>,
+    /// Who can step, and who can do something that is not [simple](Offer::is_simple): bit n stands for CPU n. Not of machines
+    /// of more than 64 CPUs.
+    steps: u64,
+    others: u64,
+}
+
+impl Offers {
+    /// Those of a machine with so many CPUs, none of which can do anything yet.
+    pub(crate) fn new(cpus: usize) -> Self {
+        Self { of: vec![Offer::default(); cpus], steps: 0, others: 0 }
+    }
+
+    #[inline]
+    pub(crate) fn of(&self, cpu: usize) -> Offer {
+        self.of[cpu]
+    }
+
+    /// If nobody can do anything but steps, that is not a matter of time: the CPUs that can make one. None also if there are
+    /// too many CPUs.
+    #[inline]
+    pub(crate) fn only_steps(&self) -> Option<u64> {
+        (self.others == 0 && self.of.len() <= 64).then_some(self.steps)
+    }
+
+    #[inline(always)]
+    fn set(&mut self, cpu: usize, offer: Offer) {
+        self.of[cpu] = offer;
+        let bit = 1_u64.checked_shl(cpu as u32).unwrap_or(0);
+        self.steps = if offer.has(Offer::STEP) { self.steps | bit } else { self.steps & !bit };
+        self.others = if offer.is_simple() { self.others & !bit } else { self.others | bit };
     }
 }
 
@@ -89,6 +125,7 @@ pub struct Stepper<'p> {
     start_up: Option<StartUpProgram<'p>>,
     lives: Lives,
     apic_hashes: Vec<u128>,
+    any_stale: AnyStale,
     /// Dropped after the coroutines, which use it.
     state: Owner,
 }
@@ -114,6 +151,7 @@ impl<'p> Stepper<'p> {
             start_up: None,
             lives: Lives::default(),
             apic_hashes: Vec::new(),
+            any_stale: state.with(|machine| machine.cpus[0].any_stale()),
             state,
         })
     }
@@ -270,8 +308,15 @@ impl<'p> Stepper<'p> {
     }
 
     /// Lets a CPU do as ordered, and on to its next operation.
-    #[inline]
     pub(crate) fn go_on(&mut self, cpu: usize, order: Option<Order>) {
+        self.switch_to(cpu, order);
+    }
+
+    /// As [`go_on`](Self::go_on), in place: for the one who does nothing else.
+    ///
+    /// Whether the machine is [in trouble](State::is_in_trouble).
+    #[inline(always)]
+    pub(crate) fn switch_to(&mut self, cpu: usize, order: Option<Order>) -> bool {
         let state = self.state.shared();
         let anew = state.with(|machine| {
             machine.cpus[cpu].order = order;
@@ -290,8 +335,11 @@ impl<'p> Stepper<'p> {
             machine.phase = Phase::Direct;
             let processor = &mut machine.cpus[cpu];
             processor.hashed = None;
-            processor.stale = true;
-        });
+            if !processor.only_steps_on() {
+                processor.set_stale();
+            }
+            machine.is_in_trouble()
+        })
     }
 
     /// The panic of a program, if one has panicked since this was asked last.
@@ -353,22 +401,38 @@ impl<'p> Stepper<'p> {
     }
 
     /// Brings what each CPU can do up to date; `always`: also if nothing says that it has changed.
-    pub(crate) fn survey(&mut self, offers: &mut [Offer], always: bool) {
+    #[inline(always)]
+    pub(crate) fn survey(&mut self, offers: &mut Offers, always: bool) {
+        if always || self.any_stale.get() {
+            self.survey_stale(offers, always);
+        }
+    }
+
+    fn survey_stale(&mut self, offers: &mut Offers, always: bool) {
+        self.any_stale.set(false);
         let mut unknown = false;
         self.state.with(|machine| {
-            for (processor, offer) in machine.cpus.iter_mut().zip(&mut *offers) {
-                if core::mem::take(&mut processor.stale) || always {
-                    *offer = processor.describe();
+            for (cpu, processor) in machine.cpus.iter_mut().enumerate() {
+                if processor.take_stale() || always {
+                    let offer = processor.describe();
+                    processor.offered_step_only = offer.0 == Offer::STEP;
+                    offers.set(cpu, offer);
                     unknown |= offer.has(Offer::UNKNOWN);
                 }
             }
         });
         if unknown {
-            for (cpu, offer) in offers.iter_mut().enumerate() {
-                if offer.has(Offer::UNKNOWN) {
-                    offer.0 &= !Offer::UNKNOWN;
-                    offer.0 |= if self.is_enabled(Cpu::new(cpu as u32)) { Offer::STEP } else { 0 };
-                }
+            self.look_at_conditions(offers);
+        }
+    }
+
+    /// Whether who waits can step, where that is not known.
+    fn look_at_conditions(&mut self, offers: &mut Offers) {
+        for cpu in 0..offers.of.len() {
+            let offer = offers.of(cpu);
+            if offer.has(Offer::UNKNOWN) {
+                let step = if self.is_enabled(Cpu::new(cpu as u32)) { Offer::STEP } else { 0 };
+                offers.set(cpu, Offer(offer.0 & !Offer::UNKNOWN | step));
             }
         }
     }
@@ -387,6 +451,14 @@ impl<'p> Stepper<'p> {
     /// A CPU whose wait could end now: the word to whose last change it owes that, if there is one.
     pub(crate) fn wait_is_owed_to(&mut self, cpu: Cpu) -> Option<Place> {
         let state = self.state.shared();
+        if let Some(awaited) = self.with_cpu(cpu, |processor| processor.awaited) {
+            return state.with(|machine| {
+                let slot = machine.explored.places.slot(awaited.location.addr());
+                let location = &machine.explored.places.all[slot as usize];
+                let met = matches!(machine.cpus[cpu.index()].looked, Looked::Met(_));
+                (met && location.logged && !awaited.holds(location.before)).then_some(location.place)
+            });
+        }
         let (conditions, addresses) = state.with(|machine| {
             let processor = &machine.cpus[cpu.index()];
             let waits = matches!(processor.pending, Some((Operation::Wait { .. }, _)))
@@ -598,7 +670,33 @@ impl<'p> Stepper<'p> {
 }
 
 impl Processor {
+    /// Whether a step was all that it could do when that was looked at last, and is now. (No: it has to be looked at.)
+    #[inline]
+    fn only_steps_on(&self) -> bool {
+        let simple = self.before_access_only_steps_on()
+            && matches!(self.pending, Some((Operation::Access { .. }, _)));
+        debug_assert!(!simple || self.describe().0 == Offer::STEP);
+        simple
+    }
+
+    /// The same, of a CPU that has come to an access.
+    #[inline]
+    fn before_access_only_steps_on(&self) -> bool {
+        self.offered_step_only
+            && !self.vector_deliverable
+            && !self.nmi_deliverable
+            && self.store_buffer.is_empty()
+    }
+
+    /// Whether it, which has come to an access, and all others can do just what they could when that was looked at last, and
+    /// it a step only.
+    #[inline]
+    pub(crate) fn can_only_step_on(&self) -> bool {
+        self.before_access_only_steps_on() && !self.is_any_stale()
+    }
+
     /// What it can do next.
+    #[inline(always)]
     fn describe(&self) -> Offer {
         let interrupt = self.vector_deliverable && self.interrupts_enabled && !self.shadow;
         // Before its first instruction nothing interrupts it.

@@ -1,13 +1,15 @@
 //! What CPUs do while they do nothing: wait for conditions, halt, work on something local.
 
-use smpcall_machine::{Conditions, Deadline, EventKind, Instant, Woken};
+use core::sync::atomic::{AtomicU64, Ordering::Relaxed};
+
+use smpcall_machine::{Access, Awaited, Conditions, Deadline, EventKind, Instant, Woken};
 
 use crate::explorer::footprint::Use;
 use crate::hash::absorb;
 use crate::interrupt::{Interrupt, take};
 use crate::mutant::Fault;
 use crate::operation::{Operation, begin, give_up_if_abandoned, hold, offer, settle, suspend};
-use crate::processor::{Activity, ErasedConditions, Order, Source, WaitReport};
+use crate::processor::{Activity, ErasedConditions, Order, Processor, Source, WaitReport};
 use crate::state::{Driver, Phase, Shared, State};
 
 /// What is known of the conditions of a wait without evaluating them.
@@ -19,6 +21,13 @@ pub(crate) enum Looked {
     Blocked,
     /// The first that holds.
     Met(usize),
+}
+
+impl Looked {
+    /// What is known of a wait for one word that has this value.
+    fn at_word(awaited: &Awaited, value: u64) -> Self {
+        if awaited.holds(value) { Self::Met(0) } else { Self::Blocked }
+    }
 }
 
 /// Evaluates the conditions of a wait of `cpu`, and notes in that CPU which words they read.
@@ -83,7 +92,7 @@ fn wait_until<C: Conditions>(
     } else {
         // Which of the bounds it is that ends the wait early makes no difference there.
         let deadline = deadline.min(Deadline::at(Instant::from_nanos(last_look)));
-        wait_stepped(state, evaluate, erased, deadline, source)
+        wait_stepped(state, evaluate, (erased, conditions.only()), deadline, source)
     }
 }
 
@@ -170,17 +179,36 @@ fn wait_timed(
 fn wait_stepped(
     state: Shared,
     evaluate: impl Fn() -> Option<usize>,
-    conditions: ErasedConditions,
+    (conditions, only): (ErasedConditions, Option<Awaited>),
     deadline: Deadline,
     source: Source,
 ) -> Woken {
+    let begin = |machine: &mut State| {
+        let running = machine.running;
+        machine.explored.waiting |= 1 << running.min(63);
+        let processor = machine.cpu();
+        processor.pending = Some((Operation::Wait { deadline }, source));
+        processor.conditions = Some(conditions);
+        processor.activity = Activity::Waiting;
+        processor.drains = false;
+        processor.looked = Looked::Unknown;
+        // A look is more than the one instruction that the shadow is over.
+        processor.shadow = false;
+        if let Some(awaited) = only {
+            machine.watch_word(awaited);
+        }
+    };
     let fault = state.with(|machine| {
         let processor = machine.cpu();
         processor.counters.operations += 1;
         processor.at_once = 0;
         let since = Instant::from_nanos(processor.time);
         processor.waits.push(WaitReport { source, since, deadline });
-        machine.explored.mutant.as_ref().and_then(|mutant| mutant.at_place(source))
+        let fault = machine.explored.mutant.as_ref().and_then(|mutant| mutant.at_place(source));
+        if fault != Some(Fault::NotWaited) {
+            begin(machine);
+        }
+        fault
     });
     if fault == Some(Fault::NotWaited) {
         offer(state, Operation::Wait { deadline: Deadline::NEVER }, source);
@@ -192,51 +220,46 @@ fn wait_stepped(
         });
         return Woken::Met(0);
     }
+    let relaxed = fault == Some(Fault::Relaxed);
     loop {
-        state.with(|machine| {
-            let running = machine.running;
-            machine.explored.waiting |= 1 << running.min(63);
-            let processor = machine.cpu();
-            processor.pending = Some((Operation::Wait { deadline }, source));
-            processor.conditions = Some(conditions);
-            processor.activity = Activity::Waiting;
-            processor.drains = false;
-            processor.looked = Looked::Unknown;
-            // A look is more than the one instruction that the shadow is over.
-            processor.shadow = false;
-        });
         suspend(state);
-        let order = state.with(|machine| {
+        let (order, looked) = state.with(|machine| {
             let running = machine.running;
             if running < 63 {
                 machine.explored.waiting &= !(1 << running);
             }
+            machine.register_read = false;
             let processor = machine.cpu();
             processor.conditions = None;
+            processor.awaited = None;
             processor.activity = Activity::Running;
-            processor.order.take()
+            let (order, looked) = (processor.order.take(), processor.looked);
+            if let (Some(Order::Step), Looked::Met(index)) = (order, looked) {
+                // By far the most.
+                machine.end_wait(Woken::Met(index), deadline, source, !relaxed);
+            }
+            (order, looked)
         });
-        let expired = match order {
-            Some(Order::Interrupt) => {
+        let expired = match (order, looked) {
+            (Some(Order::Interrupt), _) => {
                 take(state, Interrupt::Vector);
+                state.with(begin);
                 continue;
             }
-            Some(Order::Nmi) => {
+            (Some(Order::Nmi), _) => {
                 take(state, Interrupt::Nmi);
+                state.with(begin);
                 continue;
             }
-            Some(Order::Expire) => true,
-            Some(Order::Step) | None => false,
+            (Some(Order::Step), Looked::Met(index)) => return Woken::Met(index),
+            (Some(Order::Expire), _) => true,
+            (Some(Order::Step) | None, _) => false,
         };
         if expired {
             let end = deadline.instant().map_or(0, Instant::as_nanos);
             state.with(|machine| machine.cpu().time = machine.cpu().time.max(end));
         }
         // They were looked at to know whether the wait can end. Who replays did not look.
-        let looked = state.with(|machine| {
-            machine.register_read = false;
-            machine.cpu().looked
-        });
         let met = match looked {
             Looked::Unknown => evaluate(),
             Looked::Blocked => None,
@@ -245,10 +268,13 @@ fn wait_stepped(
         let woken = match met {
             Some(index) => Woken::Met(index),
             None if expired => Woken::Deadline,
-            None => continue,
+            None => {
+                state.with(begin);
+                continue;
+            }
         };
         return state.with(|machine| {
-            machine.end_wait(woken, deadline, source, fault != Some(Fault::Relaxed));
+            machine.end_wait(woken, deadline, source, !relaxed);
             woken
         });
     }
@@ -265,30 +291,48 @@ impl State {
             Some(index) => Looked::Met(index),
             None => Looked::Blocked,
         };
-        processor.stale |= !known;
-    }
-
-    /// Stepped: a word in memory has changed: who waits for it has to look again.
-    #[inline]
-    pub(crate) fn forget_looks(&mut self, address: usize) {
-        let waiting = self.explored.waiting;
-        if waiting != 0 {
-            self.forget_looks_of(waiting, address);
+        if !known {
+            processor.set_stale();
         }
     }
 
-    /// As [`forget_looks`](Self::forget_looks), for the CPUs of these bits.
-    fn forget_looks_of(&mut self, mut waiting: u64, address: usize) {
+    /// Stepped: the running CPU begins to wait for one word. What becomes of the wait follows from the values of the word
+    /// from now on; with store buffers not, because each CPU sees its own.
+    fn watch_word(&mut self, awaited: Awaited) {
+        if self.explored.options.buffers {
+            return;
+        }
+        let address = awaited.location.addr();
+        self.touch(address, Access::Load);
+        // Relaxed: there is one thread.
+        // SAFETY: the word that the running CPU's conditions borrow.
+        let value = unsafe { &*awaited.location.cast::<AtomicU64>() }.load(Relaxed);
+        let processor = self.cpu();
+        processor.awaited = Some(awaited);
+        processor.watched.clear();
+        processor.watched.push(address);
+        processor.looked = Looked::at_word(&awaited, value);
+    }
+
+    /// Stepped: a word in memory gets another value: who waits for it looks again, or has to.
+    #[inline]
+    pub(crate) fn word_changes(&mut self, address: usize, value: u64) {
+        let waiting = self.explored.waiting;
+        if waiting != 0 {
+            self.word_changes_for(waiting, address, value);
+        }
+    }
+
+    /// As [`word_changes`](Self::word_changes), for the CPUs of these bits.
+    fn word_changes_for(&mut self, mut waiting: u64, address: usize, value: u64) {
         while waiting != 0 {
             let first = waiting.trailing_zeros() as usize;
             waiting &= waiting - 1;
-            // The last bit stands for all that have none of their own.
-            let last = if first < 63 { first } else { self.cpus.len() - 1 };
-            for processor in &mut self.cpus[first..=last] {
-                if processor.looked != Looked::Unknown && processor.watched.contains(&address) {
-                    processor.looked = Looked::Unknown;
-                    processor.stale = true;
-                }
+            if first < 63 {
+                self.cpus[first].word_changes(address, value);
+            } else {
+                // The last bit stands for all that have none of their own.
+                self.cpus[first..].iter_mut().for_each(|processor| processor.word_changes(address, value));
             }
         }
     }
@@ -297,6 +341,7 @@ impl State {
     /// deliberate fault says otherwise.
     fn end_wait(&mut self, woken: Woken, deadline: Deadline, source: Source, acquires: bool) {
         let running = self.running;
+        let hash = self.explored.options.hash;
         for at in 0..self.cpus[running].watched.len() {
             let address = self.cpus[running].watched[at];
             let slot = self.explored.places.slot(address);
@@ -314,8 +359,26 @@ impl State {
         processor.operation_done();
         processor.looked = Looked::Unknown;
         processor.waits.pop();
-        let learned = if let Woken::Met(index) = woken { index as u64 } else { u64::MAX };
-        processor.history = absorb(processor.history, learned);
+        if hash {
+            let learned = if let Woken::Met(index) = woken { index as u64 } else { u64::MAX };
+            processor.history = absorb(processor.history, learned);
+        }
+    }
+}
+
+impl Processor {
+    /// As [`State::word_changes`], for this CPU, if it waits.
+    #[inline]
+    fn word_changes(&mut self, address: usize, value: u64) {
+        let looked = match &self.awaited {
+            Some(awaited) if awaited.location.addr() == address => Looked::at_word(awaited, value),
+            None if self.watched.contains(&address) => Looked::Unknown,
+            _ => return,
+        };
+        if self.looked != looked {
+            self.looked = looked;
+            self.set_stale();
+        }
     }
 }
 

@@ -15,7 +15,7 @@ use crate::image::{Image, ImageId, StartUp, acknowledge};
 use crate::interconnect::Interconnect;
 use crate::kernel::{self, Hooks};
 use crate::machine::{self, SPURIOUS_VECTOR, SimMachine, TIMER_VECTOR};
-use crate::processor::{Anew, Counters, CpuReport, Processor, Source};
+use crate::processor::{Anew, AnyStale, Counters, CpuReport, Processor, Source};
 use crate::state::{Driver, Entered, Handler, Owner, Phase, State, Stop};
 use crate::trace::Trace;
 
@@ -42,6 +42,7 @@ pub(crate) unsafe fn build(config: &Config, driver: Driver) -> Result<Owner, Con
     let mode = config.routing.mode();
     let ids = || (0..config.cpus).map(|cpu| config.apic_id(cpu));
     config.routing.check(mode, ids())?;
+    let any_stale = AnyStale::default();
     let cpus = ids().enumerate().map(|(cpu, id)| {
         let mut apic = ApicModel::with_features(id.0, mode, config.apic_features);
         if driver == Driver::Timed {
@@ -50,7 +51,7 @@ pub(crate) unsafe fn build(config: &Config, driver: Driver) -> Result<Owner, Con
         if config.not_started.contains(&Cpu::new(cpu as u32)) {
             apic.accept(Message::edge(DeliveryMode::Init, 0));
         }
-        Processor::new(cpu, config.seed, apic)
+        Processor::new(cpu, config.seed, apic, any_stale.clone())
     });
     let state = State::new(config, driver, Interconnect::new(config), cpus.collect());
     // SAFETY: promised by the caller.

@@ -4,8 +4,9 @@ use core::sync::atomic::{AtomicU64, Ordering};
 
 use smpcall_machine::Access;
 
+use super::Explored;
 use crate::explorer::footprint::Use;
-use crate::hash::{absorb, pair};
+use crate::hash::absorb;
 use crate::places::{CONTEXT_CPUS, Context, Places, context_bit};
 use crate::processor::{Processor, Source};
 use crate::races::{Known, Races};
@@ -98,29 +99,54 @@ impl Processor {
     }
 }
 
-impl State {
-    /// The running CPU is about to access an address: the location's number, and whether it is done at once.
+impl Explored {
+    /// A CPU is about to access an address: the location's number, and whether it is done at once.
     #[inline(always)]
-    pub(crate) fn touch(&mut self, address: usize, access: Access) -> (u32, bool) {
-        let running = self.running;
-        let processor = &self.cpus[running];
-        let explored = &mut self.explored;
-        let context = context_bit(running, processor.context());
+    pub(crate) fn touch(
+        &mut self,
+        processor: &Processor,
+        cpu: usize,
+        address: usize,
+        access: Access,
+    ) -> (u32, bool) {
+        let context = context_bit(cpu, processor.context());
         let plain = matches!(access, Access::PlainRead(_) | Access::PlainWrite(_));
-        let slot = explored.places.slot(address);
-        let location = &explored.places.all[slot as usize];
+        let slot = self.places.slot(address);
+        let location = &self.places.all[slot as usize];
         let (known, private) = (location.contexts & context != 0, location.private);
-        if !known || running >= CONTEXT_CPUS - 1 {
-            return (slot, explored.touch_first(slot, running, context, plain, processor.interrupts_enabled));
+        if !known || cpu >= CONTEXT_CPUS - 1 {
+            return (slot, self.touch_first(slot, cpu, context, plain, processor.interrupts_enabled));
         }
         if plain {
-            return (slot, explored.is_plain_local(running, processor.interrupts_enabled));
+            return (slot, self.is_plain_local(cpu, processor.interrupts_enabled));
         }
-        (slot, private && explored.options.local)
+        (slot, private && self.options.local)
+    }
+}
+
+impl State {
+    /// The running CPU is about to access an address: the location's number, and whether it is done at once.
+    #[inline]
+    pub(crate) fn touch(&mut self, address: usize, access: Access) -> (u32, bool) {
+        let running = self.running;
+        self.explored.touch(&self.cpus[running], running, address, access)
+    }
+
+    /// As [`access`](Self::access), where the CPU comes to it.
+    #[inline(never)]
+    pub(crate) fn access_at_once(
+        &mut self,
+        slot: u32,
+        access: Access,
+        order: Ordering,
+        local: bool,
+        source: Source,
+    ) -> Option<u64> {
+        self.access(slot, access, order, local, source)
     }
 
     /// The running CPU accesses a location, now. What it finds in a word; plain data is left to the caller.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn access(
         &mut self,
         slot: u32,
@@ -138,7 +164,7 @@ impl State {
         }
     }
 
-    #[inline]
+    #[inline(always)]
     fn access_word(
         &mut self,
         slot: u32,
@@ -147,27 +173,11 @@ impl State {
         local: bool,
         source: Source,
     ) -> u64 {
-        let running = self.running;
-        let buffers = self.explored.options.buffers;
-        if buffers && !local {
-            if let Access::Store(value) = access
-                && order != Ordering::SeqCst
-                && self.explored.places.all[slot as usize].lasting
-            {
-                let processor = &mut self.cpus[running];
-                let known = if releases(order) { processor.known } else { Known::NOTHING };
-                processor.store_buffer.push_back(Buffered { slot, value, known });
-                self.learn_access(access, 0);
-                self.tell_access(slot, access, order, None, None, local, source);
-                return 0;
-            }
-            if let Access::Load = access
-                && let Some(value) = self.cpus[running].buffered(slot)
-            {
-                self.learn_access(access, value);
-                self.tell_access(slot, access, order, Some(value), None, local, source);
-                return value;
-            }
+        if self.explored.options.buffers
+            && !local
+            && let Some(found) = self.access_buffer(slot, access, order, source)
+        {
+            return found;
         }
         let address = self.explored.places.all[slot as usize].address as *const AtomicU64;
         // SAFETY: an atomic access is to a live, aligned 8-byte atomic, says `Memory`.
@@ -196,6 +206,28 @@ impl State {
         found
     }
 
+    /// An access to the running CPU's store buffer instead of memory, if it is one.
+    fn access_buffer(&mut self, slot: u32, access: Access, order: Ordering, source: Source) -> Option<u64> {
+        let lasting = self.explored.places.all[slot as usize].lasting;
+        let processor = self.cpu();
+        match access {
+            Access::Store(value) if order != Ordering::SeqCst && lasting => {
+                let known = if releases(order) { processor.known } else { Known::NOTHING };
+                processor.store_buffer.push_back(Buffered { slot, value, known });
+                self.learn_access(access, 0);
+                self.tell_access(slot, access, order, None, None, false, source);
+                Some(0)
+            }
+            Access::Load => {
+                let value = processor.buffered(slot)?;
+                self.learn_access(access, value);
+                self.tell_access(slot, access, order, Some(value), None, false, source);
+                Some(value)
+            }
+            _ => None,
+        }
+    }
+
     /// The running CPU's conditions look at a word: what it sees there if that is not what is in memory.
     pub(crate) fn look(&mut self, address: usize, access: Access) -> Option<u64> {
         let (slot, _) = self.touch(address, access);
@@ -205,21 +237,21 @@ impl State {
     }
 
     /// A word in memory changes.
-    #[inline]
+    #[inline(always)]
     fn change(&mut self, slot: u32, found: u64, written: u64) {
         let explored = &mut self.explored;
-        explored.log(slot, found);
-        explored.places.all[slot as usize].before = found;
+        let location = explored.log(slot, found);
+        location.before = found;
         if found == written {
             return;
         }
-        let location = &explored.places.all[slot as usize];
-        let (name, address) = (location.name, location.address);
+        let (key, address) = (location.key, location.address);
         if explored.options.hash {
-            let [before, after] = [found, written].map(|value| explored.places.canonical(value));
-            explored.hash ^= pair(name, before) ^ pair(name, after);
+            let before = explored.places.canonical(found);
+            let after = explored.places.canonical(written);
+            explored.hash ^= absorb(key, before) ^ absorb(key, after);
         }
-        self.forget_looks(address);
+        self.word_changes(address, written);
     }
 
     /// What the running CPU's access tells and is told.

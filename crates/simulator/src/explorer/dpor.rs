@@ -24,6 +24,7 @@ use super::report::{Exploration, Found, Incomplete, Limits, Observer};
 use super::system::System;
 
 mod frontier;
+mod index;
 mod path;
 mod races;
 mod search;

@@ -6,14 +6,15 @@ use super::choice::{Action, Choice};
 use super::footprint::{Footprint, Place, Use};
 use super::scenario::{Aftermath, Bounds, MemoryModel, Protocol};
 pub(crate) use super::system::BEGIN_AGAIN;
-use super::system::{System, Violation};
+use super::system::{Bits, Draw, System, Violation};
 use crate::explored::{Learned, Options, place};
 use crate::hash::absorb;
 use crate::mutant::Mutant;
 use crate::places::{budget_place, irr_place, nmi_place};
 use crate::processor::{Anew, Order};
-use crate::stepped::{Offer, Stepper};
+use crate::stepped::{Offer, Offers, Stepper};
 use crate::waiting::Looked;
+use crate::walk::Stride;
 use crate::{Config, ConfigError};
 
 /// Time may pass this often in one execution before the machine is said to hang.
@@ -32,7 +33,8 @@ pub struct Setup {
     pub memory: MemoryModel,
     /// Whether data races are looked for.
     pub races: bool,
-    /// Whether states are told apart. Needed by engines that store states.
+    /// Whether states are told apart. Needed by engines that store states; the random engines never do it when a protocol is
+    /// [explored](super::explore).
     pub hashes: bool,
     /// Whether what nobody else can notice is done at once.
     pub reduce: bool,
@@ -67,7 +69,7 @@ pub struct ExploredMachine {
     bounds: Bounds,
     left: Bounds,
     /// What each CPU can do, as it was when it was looked at last.
-    offers: Vec<Offer>,
+    offers: Offers,
     /// Everybody has to be looked at again.
     all_stale: bool,
     /// How often only time has passed.
@@ -116,7 +118,7 @@ impl ExploredMachine {
             prompt: protocol.prompt,
             bounds: setup.bounds,
             left: setup.bounds,
-            offers: vec![Offer::default(); protocol.cpus],
+            offers: Offers::new(protocol.cpus),
             all_stale: true,
             idle: 0,
             decided: 0,
@@ -136,17 +138,18 @@ impl ExploredMachine {
 
     /// Whether what the CPU is about to do can lose a message.
     fn sends(&self, cpu: u16) -> bool {
-        self.offers[cpu as usize].has(Offer::SENDS)
+        self.offers.of(cpu as usize).has(Offer::SENDS)
     }
 
     /// Looks again at what the CPUs can do, where that may have changed.
+    #[inline(always)]
     fn look(&mut self) {
         self.stepper.survey(&mut self.offers, core::mem::take(&mut self.all_stale));
     }
 
     /// What one CPU can do by itself.
     fn choices_of(&mut self, cpu: u16, choices: &mut Vec<Choice>) {
-        let offer = self.offers[cpu as usize];
+        let offer = self.offers.of(cpu as usize);
         if self.is_wedged(cpu) {
             if offer.has(Offer::FLUSH) {
                 // Its stores reach memory all the same.
@@ -191,7 +194,7 @@ impl ExploredMachine {
             if self.is_wedged(number) {
                 continue;
             }
-            let offer = self.offers[cpu.index()];
+            let offer = self.offers.of(cpu.index());
             if let Some(deadline) = self.deadline(cpu) {
                 if stuck && Some(deadline) == earliest {
                     choices.push(Choice::new(number, Action::TimePasses));
@@ -211,7 +214,7 @@ impl ExploredMachine {
     }
 
     fn deadline(&self, cpu: Cpu) -> Option<smpcall_machine::Instant> {
-        if !self.offers[cpu.index()].has(Offer::DEADLINE) || self.is_wedged(cpu.number() as u16) {
+        if !self.offers.of(cpu.index()).has(Offer::DEADLINE) || self.is_wedged(cpu.number() as u16) {
             return None;
         }
         self.stepper.deadline(cpu)
@@ -219,7 +222,7 @@ impl ExploredMachine {
 
     /// Whether nothing is expected of the CPU any more.
     pub(super) fn is_done(&self, cpu: Cpu) -> bool {
-        self.is_wedged(cpu.number() as u16) || self.offers[cpu.index()].has(Offer::ENDED)
+        self.is_wedged(cpu.number() as u16) || self.offers.of(cpu.index()).has(Offer::ENDED)
     }
 
     /// The same, after a decision of the CPU's.
@@ -257,7 +260,7 @@ impl ExploredMachine {
             Action::Flush => self.stepper.with(|machine| {
                 machine.explored.footprint.clear();
                 machine.cpus[index].hashed = None;
-                machine.cpus[index].stale = true;
+                machine.cpus[index].set_stale();
                 machine.flush(index);
             }),
             Action::Tick => self.stepper.with(|machine| {
@@ -291,17 +294,45 @@ impl ExploredMachine {
         });
     }
 
+    /// See [`Explored::begin_walk`](crate::explored::Explored::begin_walk).
+    ///
+    /// # Safety
+    /// As there.
+    unsafe fn begin_walk(&mut self, draw: &mut Draw<'_>, known: bool) {
+        self.stepper.with(|machine| {
+            // SAFETY: passed on to the caller.
+            unsafe { machine.explored.begin_walk(draw, known, self.decided, LONGEST) }
+        });
+    }
+
+    fn end_walk(&mut self) {
+        self.decided = self.stepper.with(|machine| machine.explored.end_walk()).unwrap_or(self.decided);
+    }
+
+    /// Makes the steps of a walk.
+    fn stride(&mut self) -> Result<(), Violation> {
+        loop {
+            self.look();
+            let Some(steps) = self.offers.only_steps().filter(|&steps| steps != 0) else { return Ok(()) };
+            match self.stepper.with(|machine| machine.explored.stride(steps)) {
+                Stride::Step(cpu) => {
+                    if self.stepper.switch_to(cpu as usize, Some(Order::Step)) {
+                        return Err(self.trouble());
+                    }
+                }
+                Stride::Enough => return Ok(()),
+                Stride::TooMany(cpu) => return Err(has_no_end(cpu)),
+            }
+        }
+    }
+
     fn hang(&self) -> Violation {
         Violation::new("hang", format!("nobody can move. {}", self.waiters()))
     }
 
     /// Whether what has happened since somebody asked last breaks a law, or ends the exploration.
-    #[inline]
     fn is_in_trouble(&self) -> bool {
-        self.stepper.with(|machine| {
-            let explored = &machine.explored;
-            explored.violation.is_some() || explored.contradicted || machine.stop.is_some()
-        })
+        self.stepper.with(|machine| machine.is_in_trouble())
     }
 
     /// Why the execution cannot go on.
@@ -365,6 +396,12 @@ impl ExploredMachine {
     }
 }
 
+#[cold]
+fn has_no_end(cpu: u16) -> Violation {
+    let what = format!("no end after {LONGEST} decisions: CPU {cpu} goes round in circles, or another");
+    Violation::new("L3", what)
+}
+
 impl System for ExploredMachine {
     fn cpus(&self) -> u16 {
         self.cpus
@@ -394,13 +431,18 @@ impl System for ExploredMachine {
             return Err(self.trouble());
         }
         self.look();
-        if self.wedged == 0 && self.offers.iter().all(|offer| offer.is_simple()) {
-            let steps = (0..).zip(&self.offers).filter(|(_, offer)| offer.has(Offer::STEP));
-            choices.extend(steps.map(|(cpu, _)| Choice::step(cpu)));
+        if self.wedged == 0
+            && let Some(steps) = self.offers.only_steps()
+        {
+            choices.extend(Bits(steps).map(Choice::step));
         } else {
             (0..self.cpus).for_each(|cpu| self.choices_of(cpu, choices));
         }
         let anybody = !choices.is_empty();
+        if !anybody && self.idle == 0 && self.each_cpu().all(|cpu| self.is_done(cpu)) {
+            // By far the most ends: time makes no difference any more.
+            return Ok(());
+        }
         let Bounds { expiries, ticks, wedges, .. } = self.left;
         if !anybody || expiries | ticks | wedges != 0 {
             self.choices_of_time(choices);
@@ -437,28 +479,60 @@ impl System for ExploredMachine {
         Ok(footprint)
     }
 
-    #[inline]
+    fn walk(&mut self, draw: &mut Draw<'_>) -> Result<(), Violation> {
+        let Bounds { expiries, ticks, wedges, .. } = self.left;
+        if self.begins || self.wedged != 0 || expiries | ticks | wedges != 0 {
+            return Ok(());
+        }
+        // SAFETY: it ends below, and `draw` is borrowed until then.
+        unsafe { self.begin_walk(draw, false) };
+        let walked = self.stride();
+        self.end_walk();
+        walked
+    }
+
+    fn replay(&mut self, choices: &mut dyn Iterator<Item = Choice>) -> Result<(), Violation> {
+        let mut replayed = Ok(());
+        loop {
+            let mut other = None;
+            let mut draw = |_: Bits| match choices.next() {
+                Some(Choice { cpu, action: Action::Step }) => Some(cpu),
+                choice => {
+                    other = choice;
+                    None
+                }
+            };
+            // SAFETY: it ends below, and nobody else uses `draw`, nor what it has borrowed, until then.
+            unsafe { self.begin_walk(&mut draw, true) };
+            while let Stride::Step(cpu) = self.stepper.with(|machine| machine.explored.stride(u64::MAX)) {
+                if self.stepper.switch_to(cpu as usize, Some(Order::Step)) {
+                    replayed = replayed.and(Err(self.trouble()));
+                }
+            }
+            self.end_walk();
+            let Some(choice) = other else { return replayed };
+            replayed = replayed.and(self.perform_only(choice));
+        }
+    }
+
+    #[inline(always)]
     fn perform_only(&mut self, choice: Choice) -> Result<(), Violation> {
         self.decided += 1;
         if self.decided > LONGEST {
-            let what = format!(
-                "no end after {LONGEST} decisions: CPU {} goes round in circles, or another",
-                choice.cpu
-            );
-            return Err(Violation::new("L3", what));
+            return Err(has_no_end(choice.cpu));
         }
         if choice.action == Action::Step {
             // By far the most, and they take nothing from the budgets.
-            self.stepper.go_on(choice.cpu as usize, Some(Order::Step));
-        } else {
-            self.act(choice);
+            if self.stepper.switch_to(choice.cpu as usize, Some(Order::Step)) {
+                return Err(self.trouble());
+            }
+            return Ok(());
         }
+        self.act(choice);
         if self.is_in_trouble() {
             return Err(self.trouble());
         }
-        if choice.action != Action::Step {
-            self.spend(choice);
-        }
+        self.spend(choice);
         Ok(())
     }
 
@@ -470,7 +544,7 @@ impl System for ExploredMachine {
         // Who has replayed to here has not looked.
         self.look();
         let index = cpu as usize;
-        let enabled = self.offers[index].has(Offer::STEP);
+        let enabled = self.offers.of(index).has(Offer::STEP);
         let waits = self.deadline(Cpu::new(cpu.into())).is_some();
         let sends = self.sends(cpu);
         self.stepper.with(|machine| {
@@ -494,6 +568,9 @@ impl System for ExploredMachine {
             }
         });
         let (left, bounds) = (self.left, self.bounds);
+        if bounds == Bounds::default() {
+            return withheld;
+        }
         // Something that is used up could have been used here.
         for (budget, missing) in [
             (0, sends && left.drops < bounds.drops),
@@ -513,9 +590,12 @@ impl System for ExploredMachine {
     }
 
     fn owed_to(&mut self, choice: Choice) -> Option<Place> {
+        if !self.stepper.with(|machine| machine.cpus[choice.cpu as usize].conditions.is_some()) {
+            return None;
+        }
         self.look();
         // Where the deadline could come instead, the CPU has something to do without that change too.
-        let expires = self.bounds.expiries > 0 && self.offers[choice.cpu as usize].has(Offer::DEADLINE);
+        let expires = self.bounds.expiries > 0 && self.offers.of(choice.cpu as usize).has(Offer::DEADLINE);
         if choice.action == Action::Step && !expires {
             self.stepper.wait_is_owed_to(Cpu::new(choice.cpu.into()))
         } else {
@@ -541,7 +621,9 @@ impl System for ExploredMachine {
             return Err(self.hang());
         }
         self.aftermath.check()?;
-        let hash = self.stepper.with(|machine| machine.explored.hash);
-        Ok(hash as u64 ^ (hash >> 64) as u64)
+        Ok(self.stepper.with(|machine| machine.explored.ending()))
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,7 +7,7 @@
 use super::choice::Choice;
 use super::report::{Exploration, Observer};
 use super::sampling::{self, Generator, Scheduler};
-use super::system::System;
+use super::system::{Bits, System};
 
 pub use super::sampling::Options;
 
@@ -38,5 +38,16 @@ impl Scheduler for Uniform {
     fn choose(&mut self, offered: &[Choice]) -> Choice {
         // No number is drawn where there is no choice.
         if let [only] = offered { *only } else { self.0.pick(offered) }
+    }
+
+    #[inline]
+    fn choose_step(&mut self, mut cpus: Bits, _: &mut Vec<Choice>) -> Choice {
+        let count = cpus.size();
+        if count > 1 {
+            for _ in 0..self.0.below(count) {
+                cpus.next();
+            }
+        }
+        Choice::step(cpus.next().unwrap_or_default())
     }
 }

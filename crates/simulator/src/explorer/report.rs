@@ -87,7 +87,8 @@ pub struct Exploration {
     pub states: u64,
     /// Decisions made, those of replayed prefixes not included.
     pub transitions: u64,
-    /// The different fingerprints of ends.
+    /// The different fingerprints of ends: of what an execution leaves in shared memory. From the random engines, which
+    /// tell no states apart, plain data and what lives on stacks is not in them: they are no others' fingerprints.
     pub endings: BTreeSet<u64>,
     /// None: everything was seen.
     pub incomplete: Option<Incomplete>,

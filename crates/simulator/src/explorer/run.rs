@@ -304,8 +304,11 @@ fn round(
     again: &AtomicBool,
 ) -> Exploration {
     let learned = &learned.freeze();
+    // Who draws at random tells no states apart.
+    let hashes = plan.setup.hashes && plan.engine.is_exhaustive();
+    let setup = &Setup { hashes, ..plan.setup.clone() };
     let factory = || {
-        let machine = ExploredMachine::with_learned(protocol, &plan.setup, learned.clone());
+        let machine = ExploredMachine::with_learned(protocol, setup, learned.clone());
         Fresh { machine: machine.expect("there was such a machine a moment ago"), again }
     };
     let &Plan { limits, jobs, shard, keep_going, .. } = plan;

@@ -9,7 +9,7 @@ use std::sync::{Mutex, PoisonError};
 
 use super::choice::Choice;
 use super::report::{Exploration, Found, Incomplete, Limits, Observer, Progress};
-use super::system::{System, Violation};
+use super::system::{Bits, System, Violation};
 use super::watch::{StopOnPanic, Watch};
 
 /// Which executions are drawn, and how many.
@@ -47,6 +47,14 @@ pub(super) trait Scheduler: Clone + Send + Sync {
 
     /// One of the choices offered; there is at least one.
     fn choose(&mut self, offered: &[Choice]) -> Choice;
+
+    /// The same where a step of each of these CPUs is offered, and nothing else; `offered` is room to work in.
+    #[inline]
+    fn choose_step(&mut self, cpus: Bits, offered: &mut Vec<Choice>) -> Choice {
+        offered.clear();
+        offered.extend(cpus.map(Choice::step));
+        self.choose(offered)
+    }
 }
 
 /// Pseudo-random numbers: `SplitMix64` (G. Steele, D. Lea, C. Flood, Fast splittable pseudorandom number generators,
@@ -106,7 +114,15 @@ pub(super) fn execute(
     schedule.clear();
     system.restart();
     loop {
-        if let Err(violation) = system.choices(offered) {
+        let walked = system.walk(&mut |cpus| {
+            if schedule.len() >= steps as usize {
+                return None;
+            }
+            let choice = scheduler.choose_step(cpus, offered);
+            schedule.push(choice);
+            Some(choice.cpu)
+        });
+        if let Err(violation) = walked.and_then(|()| system.choices(offered)) {
             return End::Broken(violation);
         }
         if offered.is_empty() {
@@ -203,6 +219,8 @@ struct Counts {
     ends: u64,
     transitions: u64,
     endings: BTreeSet<u64>,
+    /// Saves looking it up again and again.
+    last_ending: Option<u64>,
 }
 
 impl<'a> Shared<'a> {
@@ -248,7 +266,10 @@ impl<'a> Shared<'a> {
                 counts.ends += u64::from(end != End::Cut);
                 match end {
                     End::Ended(ending) => {
-                        counts.endings.insert(ending);
+                        if counts.last_ending != Some(ending) {
+                            counts.last_ending = Some(ending);
+                            counts.endings.insert(ending);
+                        }
                     }
                     End::Cut => {}
                     End::Broken(violation) => self.found(number, violation, &schedule),

@@ -30,6 +30,32 @@ impl fmt::Display for Violation {
 /// The law that is no law: what the exploration rests on has turned out false, and it has to begin again.
 pub(crate) const BEGIN_AGAIN: &str = "begin again";
 
+/// A set of the first 64 CPUs, one bit each; iterated in ascending order.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Bits(pub u64);
+
+impl Bits {
+    /// How many there are.
+    #[inline]
+    pub const fn size(&self) -> u32 {
+        self.0.count_ones()
+    }
+}
+
+impl Iterator for Bits {
+    type Item = u16;
+
+    #[inline]
+    fn next(&mut self) -> Option<u16> {
+        let first = self.0.trailing_zeros();
+        self.0 &= self.0.wrapping_sub(1);
+        (first < 64).then_some(first as u16)
+    }
+}
+
+/// Draws one of these CPUs; or none, to be asked no more.
+pub type Draw<'a> = dyn FnMut(Bits) -> Option<u16> + 'a;
+
 /// Something with a finite number of choices at each moment. Engines know nothing else of a machine.
 ///
 /// Deterministic: the same choices lead to the same state, with the same choices, footprints and hashes, in every
@@ -51,6 +77,18 @@ pub trait System {
     /// The state itself breaks a law: nobody will ever move, or only because time passes where nobody should need it.
     fn choices(&mut self, choices: &mut Vec<Choice>) -> Result<(), Violation>;
 
+    /// Makes plain steps, for as long as nothing else is offered: shows `draw` the CPUs that can make one, at least one, and
+    /// lets the one step that it names, and so on. Ends where something else is offered, or nothing, or `draw` names none.
+    ///
+    /// For who draws at random: it needs no list of choices then. Doing nothing is always right: the choices tell the rest.
+    ///
+    /// # Errors
+    /// As [`perform`](Self::perform).
+    fn walk(&mut self, draw: &mut Draw<'_>) -> Result<(), Violation> {
+        let _ = draw;
+        Ok(())
+    }
+
     /// Makes a choice, one of those offered, and says what that touched. Who replays knows what is offered, and does not
     /// ask for the [`choices`](Self::choices) in between.
     ///
@@ -64,6 +102,19 @@ pub trait System {
     /// As [`perform`](Self::perform).
     fn perform_only(&mut self, choice: Choice) -> Result<(), Violation> {
         self.perform(choice).map(|_| ())
+    }
+
+    /// Makes these choices one after the other, as [`perform_only`](Self::perform_only): they were made before, from the same
+    /// start.
+    ///
+    /// # Errors
+    /// The first one of `perform_only`; all choices are made nevertheless.
+    fn replay(&mut self, choices: &mut dyn Iterator<Item = Choice>) -> Result<(), Violation> {
+        let mut replayed = Ok(());
+        for choice in choices {
+            replayed = replayed.and(self.perform_only(choice));
+        }
+        replayed
     }
 
     /// How many CPUs it has. Choices name CPUs below this.

@@ -4,6 +4,7 @@
 //! state.
 
 use super::MAX_CPUS;
+use super::index::Index;
 use crate::explorer::choice::{Action, Choice};
 use crate::explorer::footprint::{Footprint, Place};
 use crate::hash::absorb;
@@ -31,7 +32,7 @@ pub(super) fn join(clock: &mut Clock, other: &Clock) {
 pub(super) type Digest = u64;
 
 /// In all digests: what touches everything looks for this.
-const ANYTHING: Digest = 1 << 63;
+pub(super) const ANYTHING: Digest = 1 << 63;
 /// In the digests of what touches everything: all look for this.
 const EVERYTHING: Digest = 1 << 62;
 const PLACES: u32 = 62;
@@ -46,7 +47,7 @@ pub(super) struct Touched {
 impl Touched {
     pub(super) fn new(footprint: Footprint) -> Self {
         // Words are 8 bytes apart, so that the low bits of their numbers tell little: the golden ratio's fraction mixes them.
-        let mixed = |place: Place| (place.0.wrapping_mul(0x9e37_79b9) >> 16) % PLACES;
+        let mixed = |place: Place| (u64::from(place.0.wrapping_mul(0x9e37_79b9)) * u64::from(PLACES)) >> 32;
         let places = footprint.uses().iter().fold(ANYTHING, |bits, &(place, _)| bits | 1 << mixed(place));
         Self { footprint, digest: if footprint.is_everything() { !0 } else { places } }
     }
@@ -67,12 +68,12 @@ impl Touched {
     }
 }
 
-/// What answers most questions about an event without a look at it: the digests of what it touched and of what its CPU was
-/// not offered.
+/// What tells most events that have happened before something from the others, without a look at them.
 #[derive(Clone, Copy)]
-pub(super) struct Brief {
-    pub(super) touched: Digest,
-    pub(super) withheld: Digest,
+struct Stamp {
+    cpu: u16,
+    /// As in [`Event`].
+    index: u16,
 }
 
 /// A decision that was executed.
@@ -124,6 +125,27 @@ struct Node {
     inherited: u32,
     /// The CPUs to be scheduled here.
     scheduled: CpuBits,
+    /// The CPUs whose step sleeps here: most of what is asked about sleepers.
+    sleeping_steps: CpuBits,
+    /// The CPUs that are offered something.
+    offered: CpuBits,
+    /// All that is offered is a step each: then these sets tell everything.
+    only_steps: bool,
+}
+
+impl Node {
+    /// If all that is offered are steps: the CPUs whose step is awake.
+    #[inline]
+    fn awake_steps(&self) -> Option<CpuBits> {
+        self.only_steps.then_some(self.offered & !self.sleeping_steps)
+    }
+
+    /// Something sleeps here.
+    fn note_sleeper(&mut self, choice: Choice) {
+        if choice.action == Action::Step {
+            self.sleeping_steps |= bit(choice.cpu);
+        }
+    }
 }
 
 /// The execution at hand. Node n lies before event n; there is one node more than events whenever
@@ -132,7 +154,8 @@ struct Node {
 pub(super) struct Path {
     pub(super) events: Vec<Event>,
     /// One for each event.
-    pub(super) briefs: Vec<Brief>,
+    stamps: Vec<Stamp>,
+    index: Index,
     /// Room to work in.
     pub(super) related: Vec<u32>,
     nodes: Vec<Node>,
@@ -145,7 +168,8 @@ pub(super) struct Path {
 impl Path {
     pub(super) fn clear(&mut self) {
         self.events.clear();
-        self.briefs.clear();
+        self.stamps.clear();
+        self.index.clear();
         self.nodes.clear();
         self.offers.clear();
         self.sleepers.clear();
@@ -154,7 +178,8 @@ impl Path {
 
     pub(super) fn bytes(&self) -> usize {
         self.events.capacity() * size_of::<Event>()
-            + self.briefs.capacity() * size_of::<Brief>()
+            + self.stamps.capacity() * size_of::<Stamp>()
+            + self.index.bytes()
             + self.nodes.capacity() * size_of::<Node>()
             + self.offers.capacity() * size_of::<Choice>()
             + self.sleepers.capacity() * size_of::<Sleeper>()
@@ -166,14 +191,22 @@ impl Path {
     }
 
     /// The positions of the events, the last one first, that can have touched something of `touched`, or whose CPU was not
-    /// offered something that depends on something of `withheld`: all others need not be looked at.
-    pub(super) fn find_related(&self, touched: Digest, withheld: Digest, positions: &mut Vec<u32>) {
+    /// offered something that depends on something of `withheld`, and that do not happen before what has this clock: all
+    /// others need not be looked at.
+    pub(super) fn find_related(
+        &self,
+        touched: Digest,
+        withheld: Digest,
+        clock: &Clock,
+        positions: &mut Vec<u32>,
+    ) {
         positions.clear();
-        for (position, brief) in self.briefs.iter().enumerate().rev() {
-            if (brief.touched & touched) | (brief.withheld & withheld) != 0 {
+        self.index.each(touched, withheld, |position| {
+            let Stamp { cpu, index } = self.stamps[position];
+            if clock[cpu as usize] < index {
                 positions.push(position as u32);
             }
-        }
+        });
     }
 
     /// Adds to a clock those `among` these events, the last one first, that conflict with something. An event that is in the
@@ -214,12 +247,10 @@ impl Path {
     }
 
     pub(super) fn is_asleep(&self, node: usize, choice: Choice) -> bool {
+        if choice.action == Action::Step {
+            return self.nodes[node].sleeping_steps & bit(choice.cpu) != 0;
+        }
         self.sleepers(node).iter().any(|sleeper| sleeper.choice == choice)
-    }
-
-    /// Whether a CPU is offered something here that is not asleep.
-    pub(super) fn is_awake(&self, node: usize, cpu: u16) -> bool {
-        self.offers(node).iter().any(|&offer| offer.cpu == cpu && !self.is_asleep(node, offer))
     }
 
     pub(super) fn scheduled(&self, node: usize) -> CpuBits {
@@ -232,27 +263,56 @@ impl Path {
 
     /// The CPUs that are offered something.
     pub(super) fn offered_cpus(&self, node: usize) -> CpuBits {
-        self.offers(node).iter().fold(0, |cpus, offer| cpus | bit(offer.cpu))
+        self.nodes[node].offered
+    }
+
+    /// The first CPU, by its number, that is offered something here that is not asleep.
+    pub(super) fn first_awake(&self, node: usize) -> Option<u16> {
+        if let Some(awake) = self.nodes[node].awake_steps() {
+            return (awake != 0).then_some(awake.trailing_zeros() as u16);
+        }
+        let awake = self.offers(node).iter().filter(|&&offer| !self.is_asleep(node, offer));
+        awake.map(|offer| offer.cpu).min()
+    }
+
+    /// The CPUs that the event after this node, on another CPU, has taken something from that was not asleep.
+    pub(super) fn vanished(&self, node: usize) -> CpuBits {
+        let (parent, child) = (&self.nodes[node], &self.nodes[node + 1]);
+        let mover = self.events[node].choice.cpu;
+        if child.only_steps
+            && let Some(awake) = parent.awake_steps()
+        {
+            return awake & !child.offered & !bit(mover);
+        }
+        let now = self.offers(node + 1);
+        let lost =
+            |&&offer: &&Choice| offer.cpu != mover && !now.contains(&offer) && !self.is_asleep(node, offer);
+        self.offers(node).iter().filter(lost).fold(0, |cpus, offer| cpus | bit(offer.cpu))
     }
 
     /// Adds the node after the last event, with what is offered there. What slept before the last event sleeps on, if
     /// anything does, as far as that event lets it.
     pub(super) fn add_node(&mut self, offers: &[Choice], sleep_on: bool) {
         let first = self.sleepers.len();
+        let mut node = Node {
+            offers: self.offers.len() as u32,
+            sleepers: first as u32,
+            inherited: 0,
+            scheduled: 0,
+            sleeping_steps: 0,
+            offered: offers.iter().fold(0, |cpus, offer| cpus | bit(offer.cpu)),
+            only_steps: offers.iter().all(|offer| offer.action == Action::Step),
+        };
         if sleep_on && let (Some(event), Some(parent)) = (self.events.last(), self.nodes.last()) {
             for index in parent.sleepers as usize..first {
-                let sleeper = self.sleepers[index];
-                if sleeper.sleeps_through(event.choice, &event.touched) {
-                    self.sleepers.push(sleeper);
+                if self.sleepers[index].sleeps_through(event.choice, &event.touched) {
+                    node.note_sleeper(self.sleepers[index].choice);
+                    self.sleepers.extend_from_within(index..=index);
                 }
             }
         }
-        self.nodes.push(Node {
-            offers: self.offers.len() as u32,
-            sleepers: first as u32,
-            inherited: (self.sleepers.len() - first) as u32,
-            scheduled: 0,
-        });
+        node.inherited = (self.sleepers.len() - first) as u32;
+        self.nodes.push(node);
         self.offers.extend_from_slice(offers);
     }
 
@@ -261,6 +321,9 @@ impl Path {
         self.sleepers.extend_from_slice(sleepers);
         if let Some(node) = self.nodes.last_mut() {
             node.inherited += sleepers.len() as u32;
+            for sleeper in sleepers {
+                node.note_sleeper(sleeper.choice);
+            }
         }
     }
 
@@ -279,7 +342,8 @@ impl Path {
         let last = &mut self.last[event.choice.cpu as usize];
         event.previous = *last;
         *last = self.events.len() as u32 + 1;
-        self.briefs.push(Brief { touched: event.touched.digest, withheld: event.withheld.digest });
+        self.stamps.push(Stamp { cpu: event.choice.cpu, index: event.index });
+        self.index.push(event.touched.digest, event.withheld.digest);
         self.events.push(event);
     }
 
@@ -287,6 +351,10 @@ impl Path {
     pub(super) fn next_choice(&self) -> Option<Choice> {
         let node = self.nodes.len().checked_sub(1)?;
         let scheduled = self.nodes[node].scheduled;
+        if let Some(awake) = self.nodes[node].awake_steps() {
+            let next = awake & scheduled;
+            return (next != 0).then(|| Choice::step(next.trailing_zeros() as u16));
+        }
         let mut offers = self.offers(node).iter().copied();
         offers.find(|&offer| scheduled & bit(offer.cpu) != 0 && !self.is_asleep(node, offer))
     }
@@ -302,9 +370,13 @@ impl Path {
             return false;
         }
         let Some(event) = self.events.pop() else { return false };
-        self.briefs.pop();
+        self.stamps.pop();
+        self.index.pop(event.touched.digest, event.withheld.digest);
         self.last[event.choice.cpu as usize] = event.previous;
         self.sleepers.push(Sleeper { choice: event.choice, touched: event.touched });
+        if let Some(node) = self.nodes.last_mut() {
+            node.note_sleeper(event.choice);
+        }
         true
     }
 

@@ -100,17 +100,17 @@ impl Path {
             withheld = Touched::new(observed.withheld);
             let enabler = observed.owed_to.and_then(|place| self.only_enabler(place, &touched));
             let of_choice = touched.looks_for();
-            self.find_related(of_choice | withheld.looks_for(), of_choice, &mut related);
+            self.find_related(of_choice | withheld.looks_for(), of_choice, &own, &mut related);
             self.add_conflicting(&mut clock, &touched, &related);
             clock[choice.cpu as usize] = index;
             let second = (choice, &touched, &withheld);
-            self.find_races(second, (&own, &clock), (enabler, observed.floor), &related);
+            self.find_races(second, &clock, (enabler, observed.floor), &related);
             if matches!(choice.action, Action::Expire | Action::Tick | Action::Wedge) {
                 // That nobody can move offers more: time passes. Everybody's decisions lead there.
                 withheld = Touched::new(Footprint::EVERYTHING);
             }
         } else {
-            self.find_related(touched.looks_for(), 0, &mut related);
+            self.find_related(touched.looks_for(), 0, &own, &mut related);
             self.add_conflicting(&mut clock, &touched, &related);
             clock[choice.cpu as usize] = index;
         }
@@ -118,10 +118,11 @@ impl Path {
         self.add_event(Event { choice, index, touched, withheld, clock, previous: 0, class: 0 }, with_class);
     }
 
+    /// `related`: events that do not happen before what this CPU did before, and so are none of its own.
     fn find_races(
         &mut self,
         (choice, touched, withheld): (Choice, &Touched, &Touched),
-        (own, clock): (&Clock, &Clock),
+        clock: &Clock,
         (enabler, floor): (Option<usize>, usize),
         related: &[u32],
     ) {
@@ -132,28 +133,20 @@ impl Path {
         let cpu = choice.cpu;
         for position in related.iter().map(|&position| position as usize).take_while(|&at| at >= floor) {
             let earlier = &self.events[position];
-            if earlier.choice.cpu == cpu {
-                continue;
+            // Time passes when nobody can move: not before a move that could be made there. (What budgets pay for, and what
+            // time does elsewhere, is no such move.)
+            let moved = !matches!(
+                earlier.choice.action,
+                Action::TimePasses | Action::Expire | Action::Tick | Action::Wedge
+            );
+            let conflict = enabler != Some(position)
+                && touched.conflicts(&earlier.touched)
+                && !(choice.action == Action::TimePasses && moved);
+            if conflict {
+                self.reverse(position, Second { cpu, choice: Some(choice), clock: &wide, certain: false });
             }
-            if !earlier.is_before(own) {
-                // Time passes when nobody can move: not before a move that could be made there. (What budgets pay for, and what
-                // time does elsewhere, is no such move.)
-                let moved = !matches!(
-                    earlier.choice.action,
-                    Action::TimePasses | Action::Expire | Action::Tick | Action::Wedge
-                );
-                let conflict = enabler != Some(position)
-                    && touched.conflicts(&earlier.touched)
-                    && !(choice.action == Action::TimePasses && moved);
-                if conflict {
-                    self.reverse(
-                        position,
-                        Second { cpu, choice: Some(choice), clock: &wide, certain: false },
-                    );
-                }
-                if withheld.conflicts(&self.events[position].touched) {
-                    self.reverse(position, Second { cpu, choice: None, clock: &wide, certain: false });
-                }
+            if withheld.conflicts(&self.events[position].touched) {
+                self.reverse(position, Second { cpu, choice: None, clock: &wide, certain: false });
             }
             let earlier = &self.events[position];
             if !earlier.is_before(clock) && earlier.withheld.conflicts(touched) {
@@ -185,14 +178,11 @@ impl Path {
             return;
         }
         let mut related = core::mem::take(&mut self.related);
-        self.find_related(withheld.looks_for(), 0, &mut related);
-        let own = self.clock_of(cpu);
-        let mut wide = own;
+        let mut wide = self.clock_of(cpu);
+        self.find_related(withheld.looks_for(), 0, &wide, &mut related);
         self.add_conflicting(&mut wide, &withheld, &related);
         for position in related.iter().map(|&position| position as usize).take_while(|&at| at >= floor) {
-            let earlier = &self.events[position];
-            let independent = earlier.choice.cpu != cpu && !earlier.is_before(&own);
-            if independent && withheld.conflicts(&earlier.touched) {
+            if withheld.conflicts(&self.events[position].touched) {
                 self.reverse(position, Second { cpu, choice: None, clock: &wide, certain: false });
             }
         }
@@ -258,32 +248,17 @@ impl Path {
     pub(super) fn schedule_what_vanished(&mut self) {
         let node = self.events.len();
         let Some(parent) = node.checked_sub(1) else { return };
-        let mover = self.events[parent].choice.cpu;
-        let mut vanished = 0;
-        for &offer in self.offers(parent) {
-            if offer.cpu != mover && !self.offers(node).contains(&offer) && !self.is_asleep(parent, offer) {
-                vanished |= bit(offer.cpu);
-            }
-        }
+        let vanished = self.vanished(parent);
         self.schedule(parent, vanished);
     }
 
     /// Schedules the first CPU at the last node, or all of them.
     pub(super) fn schedule_first(&mut self, reduction: Reduction) {
         let node = self.events.len();
-        let offered = self.offered_cpus(node);
         if reduction != Reduction::Reduced {
-            self.schedule(node, offered);
-            return;
-        }
-        let mut left = offered;
-        while left != 0 {
-            let cpu = left.trailing_zeros() as u16;
-            left &= left - 1;
-            if self.is_awake(node, cpu) {
-                self.schedule(node, bit(cpu));
-                break;
-            }
+            self.schedule(node, self.offered_cpus(node));
+        } else if let Some(cpu) = self.first_awake(node) {
+            self.schedule(node, bit(cpu));
         }
     }
 }

@@ -9,7 +9,7 @@ use crate::explorer::choice::Choice;
 use crate::explorer::footprint::{Footprint, Place};
 use crate::explorer::machine::{BEGIN_AGAIN, ExploredMachine};
 use crate::explorer::report::Found;
-use crate::explorer::system::{System, Violation};
+use crate::explorer::system::{Draw, System, Violation};
 
 /// A machine that says aloud when its exploration has to begin again, whatever else the engine finds and keeps.
 pub(super) struct Fresh<'a> {
@@ -40,8 +40,17 @@ impl System for Fresh<'_> {
         self.machine.perform(choice).inspect_err(|violation| self.see(violation))
     }
 
+    fn walk(&mut self, draw: &mut Draw<'_>) -> Result<(), Violation> {
+        self.machine.walk(draw).inspect_err(|violation| self.see(violation))
+    }
+
+    #[inline(always)]
     fn perform_only(&mut self, choice: Choice) -> Result<(), Violation> {
         self.machine.perform_only(choice).inspect_err(|violation| self.see(violation))
+    }
+
+    fn replay(&mut self, choices: &mut dyn Iterator<Item = Choice>) -> Result<(), Violation> {
+        self.machine.replay(choices).inspect_err(|violation| self.see(violation))
     }
 
     fn cpus(&self) -> u16 {
