@@ -2,7 +2,7 @@
 
 use core::time::Duration;
 
-use smpcall_local_apic::{ApicId, Mode, Routing, RoutingError};
+use smpcall_local_apic::{ApicId, Mode, Routing, RoutingError, StartUpDelays};
 use smpcall_machine::Cpu;
 
 use crate::apic::{Features, Generation};
@@ -30,6 +30,9 @@ pub struct Config {
     pub apic_features: Features,
     /// The CPUs that are present but were not started: they wait for a start-up message. Never CPU 0, the boot CPU.
     pub not_started: Vec<Cpu>,
+    /// How long a CPU that starts another one waits after the INIT. [`Config::new`] has what CPUs need that have an x2APIC,
+    /// if the routing is for one, and what the specification of 1997 asks for otherwise.
+    pub start_up_delays: StartUpDelays,
     /// From which all randomness comes: same configuration, same programs, same seed, same run.
     pub seed: u64,
     /// What operations cost.
@@ -63,6 +66,10 @@ impl Config {
             apic_ids: None,
             apic_features: Features::CURRENT,
             not_started: Vec::new(),
+            start_up_delays: match routing.mode() {
+                Mode::X2Apic => StartUpDelays::CURRENT,
+                Mode::XApic => StartUpDelays::SPECIFIED,
+            },
             seed,
             cost: CostModel::default(),
             faults: Vec::new(),

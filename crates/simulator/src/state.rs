@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 
 use rustc_hash::FxHashMap;
-use smpcall_local_apic::{ApicId, Routing};
+use smpcall_local_apic::{ApicId, Routing, StartUpDelays};
 use smpcall_machine::{Cpu, Event, EventKind, Instant};
 
 use crate::config::Config;
@@ -88,6 +88,7 @@ pub(crate) struct State {
     pub(crate) frame_names: Vec<&'static str>,
     frame_numbers: FxHashMap<&'static str, u32>,
     pub(crate) routing: Routing,
+    pub(crate) start_up_delays: StartUpDelays,
     pub(crate) apic_ids: Vec<ApicId>,
     /// All CPUs, if shorthands may be used.
     pub(crate) shorthand_reach: Option<Rc<SimCpuSet>>,
@@ -129,6 +130,7 @@ impl State {
             frame_names: Vec::new(),
             frame_numbers: FxHashMap::default(),
             routing: config.routing,
+            start_up_delays: config.start_up_delays,
             apic_ids: (0..config.cpus).map(|cpu| config.apic_id(cpu)).collect(),
             shorthand_reach: config
                 .shorthands

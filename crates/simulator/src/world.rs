@@ -341,6 +341,16 @@ impl<'p> World<'p> {
         self.cpus[cpu] = Some(unsafe { CpuCoroutine::new(state, cpu, Some(program)) });
     }
 
+    /// Sends a CPU an NMI from outside, at the time at which the last run ended: what an operator's button or a hypervisor's
+    /// `inject-nmi` does. No fault concerns it.
+    ///
+    /// # Panics
+    /// If there is no such CPU.
+    pub fn inject_nmi(&mut self, cpu: Cpu) {
+        let _entered = Entered::new(self.state.shared());
+        self.state.with(|machine| machine.inject_nmi(cpu.index()));
+    }
+
     /// How many CPUs it has.
     pub fn cpus(&self) -> usize {
         self.cpus.len()
