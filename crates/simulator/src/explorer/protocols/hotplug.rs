@@ -301,7 +301,50 @@ fn deaths() -> Vec<Protocol> {
             bounds(0, 1),
         ),
         dead_caller(),
+        dead_served(),
+        dead_controller(),
     ]
+}
+
+/// The controller serves a closure that calls the CPU which it is about to declare dead, and waits for it for ever.
+fn dead_served() -> Protocol {
+    let about = "a closure that the controller serves calls the CPU that it declares dead, without a deadline (L1, L3)";
+    let served = protocol("dead-served", about, 3, |cpu| {
+        cpu.does(|books| {
+            declare_dead(books, 1);
+        });
+        cpu.scenario.cpu(|| Calls::declare_nmi(false));
+        cpu.does(|books| {
+            let result = Calls::for_ever().call(Cpu::new(0), || {
+                books.run(0);
+                books.call(1, 1, FOR_EVER, true);
+            });
+            books.settle(0, result);
+        });
+    });
+    with(served, bounds(0, 1))
+}
+
+/// A CPU dies while it takes another one down, with the right to do so.
+fn dead_controller() -> Protocol {
+    let about = "a CPU is declared dead while it takes another one down: the next controller goes on with that (L3, L5)";
+    let controller = protocol("dead-controller", about, 3, |cpu| {
+        cpu.does(|books| {
+            // Nobody else can have the right, and nobody keeps it.
+            if declare_dead(books, 1) {
+                down(books, 2);
+                wake(books, 2);
+            }
+        });
+        cpu.does(|books| {
+            Calls::declare_nmi(false);
+            down(books, 2);
+            wake(books, 2);
+        });
+        let books = cpu.books;
+        cpu.scenario.cpu(move || idle(books));
+    });
+    with(controller, bounds(0, 1))
 }
 
 /// What a dead CPU had called runs before `declare_dead` returns, or never: afterwards its stack may be used again.
