@@ -56,7 +56,12 @@ impl Message {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum SpanKind {
     /// An interrupt handler; `ipi` if the vector is one that IPIs of this trace carry.
-    Interrupt { vector: u32, ipi: bool },
+    Interrupt {
+        vector: u32,
+        ipi: bool,
+        /// When its handler wrote its end of interrupt.
+        ended: Option<u64>,
+    },
     /// A wait, for a certain CPU if known, in a named frame if known.
     Wait { target: Option<u32>, frame: Option<String>, expired: bool },
     /// The closure of a call.
@@ -90,8 +95,12 @@ pub(crate) struct Mark {
     pub(crate) cpu: u32,
     pub(crate) other: Option<u32>,
     pub(crate) time: u64,
+    /// [`EndOfInterrupt`](EventKind::EndOfInterrupt): one that is not of the handler that wrote it. Its `argument` is the
+    /// vector whose handler lost its in-service bit; 0 if nothing was in service.
+    /// [`InterruptTaken`](EventKind::InterruptTaken): one that was let in by such a loss. Its `argument` is its vector.
     pub(crate) kind: EventKind,
     pub(crate) argument: u64,
+    pub(crate) detail: u32,
     /// The innermost named frame at that moment.
     pub(crate) frame: Option<String>,
 }
