@@ -41,7 +41,6 @@ pub(crate) unsafe fn build(config: &Config, driver: Driver) -> Result<Owner, Con
     config.check()?;
     let mode = config.routing.mode();
     let ids = || (0..config.cpus).map(|cpu| config.apic_id(cpu));
-    config.routing.check(mode, ids())?;
     let cpus = ids().enumerate().map(|(cpu, id)| {
         let mut apic = ApicModel::with_features(id.0, mode, config.apic_features);
         if driver == Driver::Timed {
