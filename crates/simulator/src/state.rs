@@ -68,6 +68,8 @@ pub(crate) struct State {
     /// How many of them wait to be started, or have yet to begin [anew](Processor::anew).
     pub(crate) beginning: usize,
     pub(crate) queue: EventQueue,
+    /// Timed: the next event, if the CPU that has just suspended itself has taken it from the queue.
+    pub(crate) next: Option<(u64, u32)>,
     pub(crate) cost: CostModel,
     pub(crate) sti_shadow: bool,
     pub(crate) believe_hints: bool,
@@ -112,6 +114,7 @@ impl State {
             phase: Phase::Direct,
             running: 0,
             queue: EventQueue::new(interconnect.first_message_slot() as usize),
+            next: None,
             beginning: cpus.iter().filter(|cpu| cpu.anew.is_some()).count(),
             cpus,
             cost: config.cost,

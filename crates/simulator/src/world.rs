@@ -418,6 +418,12 @@ impl State {
 
     /// Lets everything happen that is not a CPU's, up to the next CPU's turn or the end of the run.
     fn next_turn(&mut self, until_ended: bool) -> Turn {
+        if self.stop.is_some()
+            && let Some((time, slot)) = self.next.take()
+        {
+            // It may be a run's last turn.
+            self.queue.set(slot, time);
+        }
         match self.stop.take() {
             Some(Stop::ProgramsEnded) if until_ended => return Turn::End(RunEnd::ProgramsEnded),
             Some(Stop::Asked) => return Turn::End(RunEnd::Stopped),
@@ -426,7 +432,9 @@ impl State {
         }
         let end = self.interconnect.end_slot();
         loop {
-            let Some((time, slot)) = self.queue.pop() else { return Turn::End(RunEnd::Stuck) };
+            let Some((time, slot)) = self.next.take().or_else(|| self.queue.pop()) else {
+                return Turn::End(RunEnd::Stuck);
+            };
             if slot == end {
                 // With nothing left in the queue there is nothing that could ever happen.
                 let stuck = self.queue.first().is_none();
