@@ -21,6 +21,8 @@ pub(crate) struct Message {
     pub(crate) from: u32,
     pub(crate) to: u32,
     pub(crate) vector: u32,
+    /// The delivery mode, as in the ICR; 0 if it is not known.
+    pub(crate) mode: u64,
     /// Delivered as an NMI: the vector means nothing.
     pub(crate) nmi: bool,
     /// `None`: the trace begins after the sending.
@@ -35,7 +37,12 @@ pub(crate) struct Message {
 impl Message {
     /// What is sent, for people.
     pub(crate) fn what(&self) -> String {
-        if self.nmi { "NMI".into() } else { format!("{:#04x}", self.vector) }
+        match self.mode {
+            _ if self.nmi => "NMI".into(),
+            0b101 => "INIT".into(),
+            0b110 => "start-up".into(),
+            _ => format!("{:#04x}", self.vector),
+        }
     }
 
     /// The first time known of it.

@@ -143,10 +143,14 @@ impl Reader<'_> {
             | K::BackTraceTaken
             | K::PostAbandoned
             | K::Paused
-            | K::Reset
-            | K::StartedUp
             | K::BootCpuSentInit
             | K::ImageBooted => self.mark(event),
+            K::Reset | K::StartedUp => {
+                self.mark(event);
+                if event.other.is_some() {
+                    self.message(event);
+                }
+            }
             K::RingFailed => {
                 let several = if event.other.is_none() { open.several } else { 1 };
                 self.mark(&Event { argument: several, ..*event });
@@ -289,7 +293,7 @@ impl Reader<'_> {
         let (from, to) = if sender_side { (cpu, other) } else { (other, cpu) };
         let is_sending = event.kind == K::IpiSent;
         let fate = match event.kind {
-            K::IpiAccepted => Fate::Accepted(time),
+            K::IpiAccepted | K::Reset | K::StartedUp => Fate::Accepted(time),
             K::IpiMerged => Fate::Merged(time),
             K::IpiLost => Fate::Lost(time),
             K::IpiRejected => Fate::Rejected(time),
@@ -313,14 +317,16 @@ impl Reader<'_> {
                 let sent = first.map_or(sender_side.then_some(time), |first| first.sent);
                 let (again, mended, nmi) = (None, None, first.is_some_and(|first| first.nmi));
                 let (number, vector) = (event.argument, event.detail);
-                messages.push(Message { number, from, to, vector, nmi, sent, fate, again, mended });
+                let mode = first.map_or(0, |first| first.mode);
+                messages.push(Message { number, from, to, vector, mode, nmi, sent, fate, again, mended });
                 messages.len() - 1
             }
         };
         self.known.insert(key, (index, is_sending));
         if is_sending {
             let open = &mut self.open[event.cpu.index()];
-            messages[index].nmi = open.icr >> 8 & 7 == ICR_NMI;
+            messages[index].mode = open.icr >> 8 & 7;
+            messages[index].nmi = messages[index].mode == ICR_NMI;
             if !messages[index].nmi {
                 messages[index].again = open.again.remove(&to);
             }
