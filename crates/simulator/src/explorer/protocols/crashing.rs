@@ -328,6 +328,8 @@ fn busy_controller(name: &str, about: &str, fault: IcrFault, missing: u64) -> Pr
         });
     });
     protocol.routing = Routing::Physical;
+    // The ICR may be waited for until a bound: then time has to pass.
+    protocol.prompt = false;
     protocol.bounds = Bounds::default();
     protocol
 }

@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering::{Acquire, Release};
 use core::time::Duration;
 
-use smpcall::{CallError, Cpu, HotplugError, InterruptsOff, Life};
+use smpcall::{CallError, Cpu, ExclusiveError, HotplugError, InterruptsOff, Life};
 use smpcall_local_apic::Routing;
 use smpcall_machine::Machine as _;
 
@@ -338,7 +338,13 @@ fn dead_controller() -> Protocol {
         });
         cpu.does(|books| {
             Calls::declare_nmi(false);
-            down(books, 2);
+            match Calls::cpu_down(Cpu::new(2), LIMIT) {
+                Ok(()) => is_offline(books, Cpu::new(2)),
+                Err(HotplugError::TimedOut(_) | HotplugError::Unfinished(Life::Dying)) => {}
+                // The other one asks whether this one is alive.
+                Err(HotplugError::Exclusive(ExclusiveError::HeldBy(by))) if by == Cpu::new(0) => {}
+                Err(_) => books.wrong(Wrong::NotAsTold),
+            }
             wake(books, 2);
         });
         let books = cpu.books;
