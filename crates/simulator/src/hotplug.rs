@@ -18,7 +18,7 @@ const START_UP_PAGE: u8 = 8;
 const INIT_ARRIVES: Duration = Duration::from_millis(10);
 
 /// How often a CPU that was sent a start-up message is looked for, before it is sent a second one.
-const LOOKS: u32 = 4;
+const LOOKS: u32 = 8;
 
 fn id_of(cpu: Cpu) -> Result<ApicId, SendError> {
     SimTopology::current().apic_id(cpu).ok_or(SendError::Unreachable)
@@ -42,11 +42,12 @@ unsafe impl Hotplug for SimMachine {
         local_apic().send_init(id)?;
         program::advance(delays.after_init);
         local_apic().send_start_up(id, START_UP_PAGE)?;
-        for _ in 0..LOOKS {
+        for look in 0..LOOKS {
             if program::is_started(cpu) {
                 return Ok(());
             }
-            program::advance(delays.after_start_up / LOOKS);
+            // Each lasts twice as long as the one before, and all of them the delay: it is mostly there at once.
+            program::advance(delays.after_start_up / (1 << (LOOKS - look)));
         }
         local_apic().send_start_up(id, START_UP_PAGE).map(drop)
     }

@@ -15,7 +15,7 @@ use smpcall_local_apic::{Interrupt, Mode};
 use smpcall_machine::{Cpu, Instant, Machine as _};
 
 use super::ledger::Ledger;
-use super::{Options, machine, plan};
+use super::{Options, Workload, machine, plan};
 use crate::faults::{Fault, Filter};
 use crate::interrupt::InterruptFrame;
 use crate::kernel::{Calls, Hooks};
@@ -264,6 +264,28 @@ fn below(random: &mut Pcg32, limit: u64) -> u64 {
     ((u128::from(random.next_u64()) * u128::from(limit)) >> 64) as u64
 }
 
+/// Where a CPU may crash that does such work, besides NMI handlers.
+fn contexts(workload: Workload, somebody_comes: bool) -> Vec<Context> {
+    let mut contexts = vec![Context::Task, Context::Closure];
+    if workload.posts {
+        contexts.push(Context::Post);
+    }
+    if workload.work {
+        // The handler that it crashes in is the one that runs work.
+        contexts.extend([Context::Interrupt, Context::Work]);
+    }
+    if workload.rendezvous {
+        contexts.push(Context::Rendezvous);
+    }
+    if workload.hotplug {
+        contexts.extend([Context::Prepare, Context::Offline, Context::Dying, Context::Dead]);
+        if somebody_comes {
+            contexts.extend([Context::Starting, Context::Online].repeat(4));
+        }
+    }
+    contexts
+}
+
 impl Scene {
     fn new(options: &Options, seed: u64) -> Self {
         let random = &mut Pcg32::new(seed, 0x6372_6173);
@@ -287,26 +309,7 @@ impl Scene {
         let after = Duration::from_nanos(below(random, LONGEST_RUN.as_nanos() as u64));
         let at = Instant::default().plus(begins + after);
 
-        let mut contexts = vec![Context::Task, Context::Interrupt, Context::Closure];
-        if !options.workload.work {
-            // The handler that it crashes in is the one that runs work.
-            contexts.retain(|context| *context != Context::Interrupt);
-        }
-        if options.workload.posts {
-            contexts.push(Context::Post);
-        }
-        if options.workload.work {
-            contexts.push(Context::Work);
-        }
-        if options.workload.rendezvous {
-            contexts.push(Context::Rendezvous);
-        }
-        if options.workload.hotplug {
-            contexts.extend([Context::Prepare, Context::Offline, Context::Dying, Context::Dead]);
-            if somebody_comes {
-                contexts.extend([Context::Starting, Context::Online].repeat(4));
-            }
-        }
+        let contexts = contexts(options.workload, somebody_comes);
         let mut triggers = Vec::new();
         let number = if below(random, 3) == 0 { 2 } else { 1 };
         let at_once = below(random, 2) == 0;
