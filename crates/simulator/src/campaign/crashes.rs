@@ -467,7 +467,9 @@ fn run_one(options: &Options, seed: u64, sum: &mut Crashes) -> Result<Result<(),
     let ledger = Ledger::new(20_000.max(200 * options.cpus));
     // As in a campaign: nobody waits for ever for a CPU that may be dead. A short run, in which everything should happen.
     let patient = !scene.config.faults.iter().any(|fault| super::dead_cpu(fault).is_some());
-    let plan = plan(&ledger, options, patient, 100);
+    // On large machines everybody would be at it at once.
+    let haste = (1_600 / options.cpus as u64).clamp(2, 100);
+    let plan = plan(&ledger, options, patient, haste);
     let hooks = Hooks { crashed: Some(winner_goes_on), ..Hooks::default() };
     let mut world = machine(&scene.config, options.workload, hooks, &plan)?;
     world.set_nmi_handler(handle_nmi);
