@@ -43,7 +43,7 @@ fn the_json_says_how_cpus_came_and_went_and_how_crashes_ended() {
         ("hotplug", &["ups", "downs", "fenced", "refused", "unfinished"][..]),
         ("rendezvous", &["run", "backed_out", "refused"]),
         ("work", &["queued", "run", "abandoned", "refused", "lost"]),
-        ("crashes", &["runs", "saved", "missing", "offline", "lost", "again", "hung", "broken"]),
+        ("crashes", &["runs", "saved", "missing", "offline", "lost", "again", "stopped", "injected", "broken"]),
     ] {
         for name in names {
             assert!(json[part][name].is_u64(), "{part}.{name}: {json}");

@@ -54,7 +54,7 @@ impl From<RoutingError> for EnableError {
 
 impl<M: Machine, A: Access> LocalApic<M, A> {
     /// A driver that reaches registers through `access` and CPUs through `routing`. Touches nothing;
-    /// [`enable`](Self::enable) says whether the two fit.
+    /// [`enable`](Self::enable) says whether the two fit, and before it [`Routing::check_tables`] whether the kernel's tables do.
     pub const fn new(access: A, routing: Routing) -> Self {
         Self { access, routing, machine: PhantomData }
     }

@@ -66,6 +66,13 @@ impl State {
         self.land(Flight { sender: Sender::Local, to, message: Message::fixed(vector) }, time);
     }
 
+    /// See [`World::inject_nmi`](crate::World::inject_nmi).
+    pub(crate) fn inject_nmi(&mut self, to: usize) {
+        let time = self.cpus.iter().map(|cpu| cpu.time).max().unwrap_or(0);
+        let message = Message::edge(DeliveryMode::Nmi, 0);
+        self.land(Flight { sender: Sender::Local, to, message }, time);
+    }
+
     /// What the I/O APIC sends for a pin arrives at one of those that it is for. False if it is lost there.
     pub(crate) fn arrive_from_io_apic(
         &mut self,
@@ -287,7 +294,18 @@ impl State {
                     let jitter = 16 * self.cost.jitter;
                     let latency = jittered(&mut self.interconnect.generator, self.cost.ipi_latency, jitter);
                     let delay = latency.saturating_add(core::mem::take(&mut fate.delay));
-                    let arrival = self.cpus[from].time.saturating_add(delay);
+                    let mut arrival = self.cpus[from].time.saturating_add(delay);
+                    match message.delivery_mode {
+                        DeliveryMode::Init => {
+                            let lands = &mut self.interconnect.init_lands[to];
+                            *lands = arrival.max(*lands);
+                        }
+                        // It does not overtake the INIT before it: what starts CPUs without a delay relies on that.
+                        DeliveryMode::StartUp => {
+                            arrival = arrival.max(self.interconnect.init_lands[to] + 1);
+                        }
+                        _ => {}
+                    }
                     if self.interconnect.retries {
                         // Whether there is room is not known before.
                         self.cpus[from].apic.offered_again_at(Instant::from_nanos(arrival));

@@ -2,8 +2,9 @@
 
 use core::time::Duration;
 
-use smpcall_local_apic::{ApicId, Mode, Routing, RoutingError};
-use smpcall_machine::Cpu;
+use rustc_hash::FxHashMap;
+use smpcall_local_apic::{ApicId, Mode, Routing, RoutingError, StartUpDelays, Topology};
+use smpcall_machine::{Cpu, CpuMask};
 
 use crate::apic::{Features, Generation};
 use crate::cost::CostModel;
@@ -30,6 +31,9 @@ pub struct Config {
     pub apic_features: Features,
     /// The CPUs that are present but were not started: they wait for a start-up message. Never CPU 0, the boot CPU.
     pub not_started: Vec<Cpu>,
+    /// How long a CPU that starts another one waits after the INIT. [`Config::new`] has what CPUs need that have an x2APIC,
+    /// if the routing is for one, and what the specification of 1997 asks for otherwise.
+    pub start_up_delays: StartUpDelays,
     /// From which all randomness comes: same configuration, same programs, same seed, same run.
     pub seed: u64,
     /// What operations cost.
@@ -63,6 +67,10 @@ impl Config {
             apic_ids: None,
             apic_features: Features::CURRENT,
             not_started: Vec::new(),
+            start_up_delays: match routing.mode() {
+                Mode::X2Apic => StartUpDelays::CURRENT,
+                Mode::XApic => StartUpDelays::SPECIFIED,
+            },
             seed,
             cost: CostModel::default(),
             faults: Vec::new(),
@@ -90,16 +98,14 @@ impl Config {
         if self.apic_features.generation == Generation::P6 && self.routing.mode() == Mode::X2Apic {
             return Err(ConfigError::NoX2Apic(self.routing));
         }
-        if let Some(ids) = &self.apic_ids {
-            if ids.len() != self.cpus {
-                return Err(ConfigError::WrongNumberOfApicIds { ids: ids.len(), cpus: self.cpus });
-            }
-            let mut sorted = ids.clone();
-            sorted.sort_unstable();
-            if let Some(twice) = sorted.windows(2).find(|pair| pair[0] == pair[1]) {
-                return Err(ConfigError::ApicIdTwice(twice[0]));
-            }
+        if let Some(ids) = &self.apic_ids
+            && ids.len() != self.cpus
+        {
+            return Err(ConfigError::WrongNumberOfApicIds { ids: ids.len(), cpus: self.cpus });
         }
+        let ids = (0..self.cpus).map(|cpu| self.apic_id(cpu));
+        self.routing.check(self.routing.mode(), ids)?;
+        self.routing.check_tables(self.routing.mode(), &Tables::new(self), self.cpus as u32)?;
         for (index, &cpu) in self.not_started.iter().enumerate() {
             if cpu.index() >= self.cpus {
                 return Err(ConfigError::NoSuchCpu { cpu, cpus: self.cpus });
@@ -119,6 +125,33 @@ impl Config {
     }
 }
 
+/// The identifiers of a configuration, as the kernel of its machine will have them.
+struct Tables<'a> {
+    config: &'a Config,
+    cpus: FxHashMap<ApicId, Cpu>,
+}
+
+impl<'a> Tables<'a> {
+    fn new(config: &'a Config) -> Self {
+        let cpus = (0..config.cpus).map(|cpu| (config.apic_id(cpu), Cpu::new(cpu as u32)));
+        Self { config, cpus: cpus.collect() }
+    }
+}
+
+impl Topology for Tables<'_> {
+    fn apic_id(&self, cpu: Cpu) -> Option<ApicId> {
+        (cpu.index() < self.config.cpus).then(|| self.config.apic_id(cpu.index()))
+    }
+
+    fn cpu(&self, id: ApicId) -> Option<Cpu> {
+        self.cpus.get(&id).copied()
+    }
+
+    fn shorthand_reach(&self) -> Option<&CpuMask> {
+        None
+    }
+}
+
 /// Why a machine cannot be built.
 #[derive(Clone, Debug, PartialEq)]
 #[non_exhaustive]
@@ -134,8 +167,6 @@ pub enum ConfigError {
         /// How many CPUs there are.
         cpus: usize,
     },
-    /// Two CPUs with one identifier.
-    ApicIdTwice(ApicId),
     /// A CPU that is not to be started does not exist.
     NoSuchCpu {
         /// The CPU.
@@ -167,7 +198,6 @@ impl core::fmt::Display for ConfigError {
             Self::WrongNumberOfApicIds { ids, cpus } => {
                 write!(f, "{ids} APIC identifiers were given for {cpus} CPUs")
             }
-            Self::ApicIdTwice(id) => write!(f, "two CPUs have the identifier of {id}"),
             Self::NoSuchCpu { cpu, cpus } => {
                 write!(
                     f,

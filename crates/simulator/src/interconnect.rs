@@ -84,6 +84,8 @@ pub(crate) struct Interconnect {
     pub(crate) generator: Pcg32,
     pub(crate) messages: u64,
     flights: Vec<Option<Flight>>,
+    /// Timed: when the last INIT for each CPU arrives.
+    pub(crate) init_lands: Vec<u64>,
     /// Stepped: what found no room at its target, in the order in which it was refused.
     pub(crate) waiting: Vec<Flight>,
     /// There may be no room for a message (P6 family).
@@ -111,6 +113,7 @@ impl Interconnect {
             generator: Pcg32::new(config.seed, 2 * crate::MAX_CPUS as u64),
             messages: 0,
             flights: Vec::new(),
+            init_lands: vec![0; config.cpus],
             waiting: Vec::new(),
             retries: config.apic_features.generation == Generation::P6,
             free: Vec::new(),

@@ -269,7 +269,7 @@ pub(crate) fn settle(state: Shared) {
                         machine.happen(slot, first);
                         Next::Event
                     } else {
-                        machine.queue.set(running as u32, time);
+                        machine.next = machine.queue.set_and_pop(running as u32, time);
                         Next::OtherCpu
                     }
                 }

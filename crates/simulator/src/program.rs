@@ -5,7 +5,7 @@ use std::panic::Location;
 
 use rand_core::Rng;
 use smpcall::vmcore::Registers;
-use smpcall_local_apic::EnableError;
+use smpcall_local_apic::{EnableError, StartUpDelays};
 use smpcall_machine::{Cpu, Event, EventKind, Machine};
 
 use crate::apic::IcrFault;
@@ -27,6 +27,11 @@ pub fn cpus() -> usize {
 pub fn random(limit: u64) -> u64 {
     let number = expect_current().with(|machine| machine.cpu().random.next_u64());
     ((u128::from(number) * u128::from(limit)) >> 64) as u64
+}
+
+/// How long this machine waits when it starts a CPU.
+pub fn start_up_delays() -> StartUpDelays {
+    expect_current().with(|machine| machine.start_up_delays)
 }
 
 /// Works on nothing that is shared, for a time. Interrupts are taken meanwhile and make it longer.

@@ -89,6 +89,21 @@ impl EventQueue {
         Some((first.time, first.slot))
     }
 
+    /// Takes the earliest event, which is earlier than `time`, and sets a slot to that: as [`set`](Self::set) and then
+    /// [`pop`](Self::pop), in one way down from the top, where what is set soon comes to a rest.
+    pub(crate) fn set_and_pop(&mut self, slot: u32, time: u64) -> Option<(u64, u32)> {
+        debug_assert!(time > self.first_time(), "what is set is not the first");
+        if self.heap.is_empty() || self.position[slot as usize] != ABSENT {
+            self.set(slot, time);
+            return self.pop();
+        }
+        let first = self.heap[0];
+        self.position[first.slot as usize] = ABSENT;
+        self.sequence += 1;
+        self.down(0, Entry { time, sequence: self.sequence, slot });
+        Some((first.time, first.slot))
+    }
+
     fn remove(&mut self, at: usize) {
         self.position[self.heap[at].slot as usize] = ABSENT;
         let Some(last) = self.heap.pop() else { return };
@@ -159,7 +174,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn it_behaves_like_a_sorted_list(ops in prop::collection::vec((0u32..12, 0u64..40, 0u8..4), 0..300)) {
+        fn it_behaves_like_a_sorted_list(ops in prop::collection::vec((0u32..12, 0u64..40, 0u8..5), 0..300)) {
             let mut queue = EventQueue::new(12);
             let mut model: Vec<(u64, u64, u32)> = Vec::new();
             for (index, (slot, time, what)) in ops.into_iter().enumerate() {
@@ -172,6 +187,13 @@ mod tests {
                         model.sort_unstable();
                         let expected = (!model.is_empty()).then(|| model.remove(0));
                         prop_assert_eq!(queue.pop(), expected.map(|entry| (entry.0, entry.2)));
+                    }
+                    2 if model.iter().min().is_some_and(|first| first.0 < time) => {
+                        model.retain(|entry| entry.2 != slot);
+                        model.push((time, index as u64, slot));
+                        model.sort_unstable();
+                        let expected = model.remove(0);
+                        prop_assert_eq!(queue.set_and_pop(slot, time), Some((expected.0, expected.2)));
                     }
                     _ => {
                         queue.set(slot, time);

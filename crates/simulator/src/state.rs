@@ -10,7 +10,7 @@ use std::ptr::NonNull;
 use std::rc::Rc;
 
 use rustc_hash::FxHashMap;
-use smpcall_local_apic::{ApicId, Routing};
+use smpcall_local_apic::{ApicId, Routing, StartUpDelays};
 use smpcall_machine::{Cpu, Event, EventKind, Instant};
 
 use crate::config::Config;
@@ -68,6 +68,8 @@ pub(crate) struct State {
     /// How many of them wait to be started, or have yet to begin [anew](Processor::anew).
     pub(crate) beginning: usize,
     pub(crate) queue: EventQueue,
+    /// Timed: the next event, if the CPU that has just suspended itself has taken it from the queue.
+    pub(crate) next: Option<(u64, u32)>,
     pub(crate) cost: CostModel,
     pub(crate) sti_shadow: bool,
     pub(crate) believe_hints: bool,
@@ -88,6 +90,7 @@ pub(crate) struct State {
     pub(crate) frame_names: Vec<&'static str>,
     frame_numbers: FxHashMap<&'static str, u32>,
     pub(crate) routing: Routing,
+    pub(crate) start_up_delays: StartUpDelays,
     pub(crate) apic_ids: Vec<ApicId>,
     /// All CPUs, if shorthands may be used.
     pub(crate) shorthand_reach: Option<Rc<SimCpuSet>>,
@@ -111,6 +114,7 @@ impl State {
             phase: Phase::Direct,
             running: 0,
             queue: EventQueue::new(interconnect.first_message_slot() as usize),
+            next: None,
             beginning: cpus.iter().filter(|cpu| cpu.anew.is_some()).count(),
             cpus,
             cost: config.cost,
@@ -129,6 +133,7 @@ impl State {
             frame_names: Vec::new(),
             frame_numbers: FxHashMap::default(),
             routing: config.routing,
+            start_up_delays: config.start_up_delays,
             apic_ids: (0..config.cpus).map(|cpu| config.apic_id(cpu)).collect(),
             shorthand_reach: config
                 .shorthands

@@ -41,7 +41,6 @@ pub(crate) unsafe fn build(config: &Config, driver: Driver) -> Result<Owner, Con
     config.check()?;
     let mode = config.routing.mode();
     let ids = || (0..config.cpus).map(|cpu| config.apic_id(cpu));
-    config.routing.check(mode, ids())?;
     let any_stale = AnyStale::default();
     let cpus = ids().enumerate().map(|(cpu, id)| {
         let mut apic = ApicModel::with_features(id.0, mode, config.apic_features);
@@ -342,6 +341,16 @@ impl<'p> World<'p> {
         self.cpus[cpu] = Some(unsafe { CpuCoroutine::new(state, cpu, Some(program)) });
     }
 
+    /// Sends a CPU an NMI from outside, at the time at which the last run ended: what an operator's button or a hypervisor's
+    /// `inject-nmi` does. No fault concerns it.
+    ///
+    /// # Panics
+    /// If there is no such CPU.
+    pub fn inject_nmi(&mut self, cpu: Cpu) {
+        let _entered = Entered::new(self.state.shared());
+        self.state.with(|machine| machine.inject_nmi(cpu.index()));
+    }
+
     /// How many CPUs it has.
     pub fn cpus(&self) -> usize {
         self.cpus.len()
@@ -410,6 +419,12 @@ impl State {
 
     /// Lets everything happen that is not a CPU's, up to the next CPU's turn or the end of the run.
     fn next_turn(&mut self, until_ended: bool) -> Turn {
+        if self.stop.is_some()
+            && let Some((time, slot)) = self.next.take()
+        {
+            // It may be a run's last turn.
+            self.queue.set(slot, time);
+        }
         match self.stop.take() {
             Some(Stop::ProgramsEnded) if until_ended => return Turn::End(RunEnd::ProgramsEnded),
             Some(Stop::Asked) => return Turn::End(RunEnd::Stopped),
@@ -418,7 +433,9 @@ impl State {
         }
         let end = self.interconnect.end_slot();
         loop {
-            let Some((time, slot)) = self.queue.pop() else { return Turn::End(RunEnd::Stuck) };
+            let Some((time, slot)) = self.next.take().or_else(|| self.queue.pop()) else {
+                return Turn::End(RunEnd::Stuck);
+            };
             if slot == end {
                 // With nothing left in the queue there is nothing that could ever happen.
                 let stuck = self.queue.first().is_none();

@@ -231,8 +231,8 @@ fn what_would_make_no_sense_is_refused_by_name() {
 #[test]
 fn a_cpu_whose_start_up_message_is_lost_is_given_up_and_can_be_started_again() {
     let mut config = Config { not_started: vec![cpu(1)], ..ticking(2) };
-    // Message 1 is the INIT, 2 the start-up message.
-    config.faults = smpcall_simulator::faults::parse("drop:n=2").expect("a fault");
+    // Message 1 is the INIT, 2 and 3 the start-up messages: the second one is sent because the first was lost.
+    config.faults = smpcall_simulator::faults::parse("drop:n=2,drop:n=3").expect("faults");
     controlled(&config, || {
         let told = Calls::cpu_up(cpu(1), ms(30));
         assert!(matches!(told, Err(HotplugError::NotCome { waited }) if waited >= ms(30)), "{told:?}");

@@ -27,7 +27,8 @@
 //! [`Unfinished`](HotplugError::Unfinished), and the next operation on this CPU goes on from where its life stands.
 //!
 //! # Caveats
-//! * A controller that dies in the middle takes the right with it: see [`Exclusive`](crate::global::Exclusive).
+//! * A controller that dies in the middle takes the right with it until it is declared dead: see
+//!   [`Exclusive`](crate::global::Exclusive), also for what a controller may serve.
 //! * What a CPU that is declared dead had begun to run is lost with it, and so may be a shared post that it was just pushing
 //!   ([`Contended`](crate::PostRefusal::Contended) for ever): see [`declare_dead`](CrossCall::declare_dead).
 
@@ -151,7 +152,8 @@ pub unsafe trait Hotplug: Kernel {
     /// Parks this CPU, with interrupts disabled, until it is started again.
     fn park() -> !;
 
-    /// Makes sure that another CPU, which is not the boot CPU, executes nothing more (INIT, or a hypervisor's word).
+    /// Makes sure that another CPU, which is not the boot CPU, executes nothing more (INIT, or a hypervisor's word). Called with
+    /// interrupts disabled, or enabled.
     ///
     /// # Errors
     /// [`FenceError`]: it may still run.

@@ -16,7 +16,7 @@ use core::sync::atomic::Ordering::SeqCst;
 
 use crate::door::{ATTENDED, OPEN};
 use crate::{Cpu, Kernel, Mailbox, Mailboxes};
-use smpcall_machine::{EventKind, Instant, Ipi};
+use smpcall_machine::{Deadline, EventKind, Instant, Ipi, Woken, wait};
 
 /// What a mark met.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -68,6 +68,25 @@ impl<K: Kernel> Mailboxes<K> {
             return false;
         }
         mailbox.door.0.load(SeqCst) & (place.group | ATTENDED | OPEN) == place.group | OPEN
+    }
+
+    /// Waits until the mark of `source` was taken from the mailbox of `target`, or the mailbox is closed; false at the deadline.
+    /// Nobody but this context marks for `source` meanwhile.
+    #[track_caller]
+    pub(crate) fn await_taken(
+        &self,
+        target: Cpu,
+        mailbox: &Mailbox<K>,
+        source: Cpu,
+        deadline: Deadline,
+    ) -> bool {
+        let place = self.mark_place(target, source);
+        let door = &mailbox.door.0;
+        let taken = match place.leaf {
+            Some((leaf, bit)) => leaf.equals(bit, 0),
+            None => door.equals(place.group, 0),
+        };
+        wait::<K>(&[taken, door.equals(OPEN, 0)], deadline) != Woken::Deadline
     }
 
     /// Rings one CPU; returns when. A send that fails counts as a lost ring: whoever waits rings again.

@@ -20,8 +20,11 @@
 //! * A CPU that dies before `RUN` makes the others give up at the deadline. The controller returns when all that had come have
 //!   left, so a dead one among them keeps it, with reports, until another CPU has declared that one dead. The same holds of
 //!   one that dies later and does not run the closure.
+//!   The controller, too, can be declared dead if it dies before `RUN`.
 //! * A CPU that dies from `RUN` on - the controller, or one that runs the closure - ends the machine: all CPUs stay where
-//!   they are, with interrupts disabled, and only a crash stop, asked for in an NMI handler, goes on.
+//!   they are, with interrupts disabled, and only a crash stop, asked for in an NMI handler, goes on. Fencing cannot help here.
+//!   All CPUs that could declare that one dead stand in this rendezvous; and to let them go would break its promise: the closure
+//!   is what no CPU may be in the middle of, and the dead one stays in the middle of it for ever.
 //!
 //! A rendezvous and hotplug exclude each other (`Exclusive`), and a CPU that is still coming or going after that was given up
 //! is told, so the CPUs that are online do not change.

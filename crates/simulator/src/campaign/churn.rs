@@ -20,6 +20,13 @@ use crate::program::{self, random};
 /// this.
 const MOST_DEPARTURES: u64 = 10_000;
 
+/// The longest pause between two operations, on a machine of 16 CPUs (nanoseconds).
+const PAUSE: u64 = 4_000;
+/// How many operations there are between two long pauses of a larger one, on average.
+const BURST: u64 = 8;
+/// A CPU that pauses for long looks so often whether it was asked to go (nanoseconds).
+const IDLE_LOOP: u64 = 100_000;
+
 /// How often the CPUs of a campaign came and went.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Hotplug {
@@ -141,6 +148,15 @@ pub(super) fn wrong_callbacks() -> u64 {
     WRONG.get()
 }
 
+/// One of those that are offline, as far as the callbacks say: not an operation.
+fn random_away() -> Option<Cpu> {
+    let away: Vec<u32> = DONE.with_borrow(|all| {
+        (0..).zip(all).filter(|(_, done)| !done.prepared).map(|(cpu, _)| cpu).collect()
+    });
+    let nth = random(away.len() as u64) as usize;
+    away.get(nth).map(|&cpu| Cpu::new(cpu))
+}
+
 /// A CPU begins its program, or will not go on with it.
 pub(super) fn set_busy(cpu: Cpu, busy: bool) {
     BUSY.with_borrow_mut(|all| all[cpu.index()] = busy);
@@ -201,18 +217,35 @@ impl Plan<'_> {
         if self.workload.changes_cpus() {
             Self::idle();
         }
-        // As often on the whole machine, whatever its size.
-        let scale = self.cpus.max(16) / 16;
-        if self.workload.hotplug && one_in(600 * scale / self.churn.haste) {
+        if self.workload.hotplug && one_in(600 / self.churn.haste) {
             self.change_cpus();
         }
         // Not in haste: it keeps everybody else from coming and going for 10 ms.
-        if self.workload.fencing && one_in(4_000 * scale) {
+        if self.workload.fencing && one_in(4_000 * self.cpus.div_ceil(256)) {
             self.alone(|| self.fence(self.random_cpu()));
         }
-        if self.workload.rendezvous && one_in(300 * scale / self.churn.haste) {
+        // All take part, so on large machines it is a larger part of the work.
+        if self.workload.rendezvous && one_in(300 * self.cpus.div_ceil(256) / self.churn.haste) {
             self.alone(|| self.meet());
         }
+    }
+
+    /// Between two operations. If CPUs come and go, or stop for each other, there are long pauses on large machines, and bursts
+    /// between them: the whole machine calls about as often as one of 16 CPUs, or else it would have made all its calls before
+    /// the first CPU has come.
+    pub(super) fn pause(&self) {
+        let stirs = (self.workload.changes_cpus() || self.workload.rendezvous) && self.churn.haste == 1;
+        let scale = self.cpus / 16;
+        if stirs && scale > 1 && one_in(BURST) {
+            let longest = BURST * PAUSE * scale;
+            let mut left = random(longest);
+            while left > IDLE_LOOP {
+                program::advance(Duration::from_nanos(IDLE_LOOP));
+                left -= IDLE_LOOP;
+                Self::idle();
+            }
+        }
+        program::advance(Duration::from_nanos(random(PAUSE)));
     }
 
     /// Where an idle loop would be: who was asked to go offline goes.
@@ -236,23 +269,24 @@ impl Plan<'_> {
     }
 
     fn change_cpus(&self) {
-        let cpu = self.random_cpu();
+        // Every second time one that can come: on a large machine chance alone would hardly ever find it.
+        let away = if one_in(2) { random_away() } else { None };
+        let cpu = away.unwrap_or_else(|| self.random_cpu());
         if self.churn.downs.load(Relaxed) + self.churn.fenced.load(Relaxed) >= MOST_DEPARTURES {
             return;
         }
         self.alone(|| {
             if Calls::is_online(cpu) {
-                // It takes much longer to come than to go: so most are online, most of the time.
-                if self.churn.haste == 1 && !one_in(4) {
-                    return;
-                }
                 let down = Calls::cpu_down(cpu, Duration::from_micros(random(3_000)));
                 self.note(&self.churn.downs, down);
             } else {
-                // 10 ms are between INIT and the start-up message, and as long lasts a fence that may come before: mostly
-                // time enough, and sometimes just not.
-                let limit = if one_in(8) { 10_000 + random(100) } else { 40_000 };
-                let limit = Duration::from_micros(limit);
+                // Between INIT and the start-up message there is a delay, and before both there may be a fence, which lasts
+                // 10 ms: mostly time enough, and sometimes just not.
+                let limit = if one_in(8) {
+                    program::start_up_delays().after_init + Duration::from_nanos(random(20_000))
+                } else {
+                    program::start_up_delays().after_init * 2 + Duration::from_millis(15)
+                };
                 self.note(&self.churn.ups, Calls::cpu_up(cpu, limit));
             }
         });
@@ -332,7 +366,8 @@ impl Plan<'_> {
             self.work();
             errands::has_run();
         };
-        let limit = Duration::from_micros(random(2_000));
+        // They come one after the other's look: the more, the longer.
+        let limit = Duration::from_micros(random(2_000 * self.cpus.div_ceil(256)));
         let result = if random(4) == 0 {
             let mut guard = InterruptsOff::new();
             Calls::within(limit).with_interrupts_off(&mut guard).rendezvous(&runners, closure)

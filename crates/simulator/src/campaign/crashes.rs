@@ -15,14 +15,14 @@ use smpcall_local_apic::{Interrupt, Mode};
 use smpcall_machine::{Cpu, Instant, Machine as _};
 
 use super::ledger::Ledger;
-use super::{Options, machine, plan};
+use super::{Options, Workload, machine, plan};
 use crate::faults::{Fault, Filter};
 use crate::interrupt::InterruptFrame;
 use crate::kernel::{Calls, Hooks};
 use crate::machine::{SimCpuSet, SimMachine, send_interrupt};
 use crate::state::expect_current;
 use crate::stopping::{self, CrashOutcome, check_crash, crash};
-use crate::{Activity, Config, ConfigError, World, program};
+use crate::{Activity, Config, ConfigError, CpuReport, World, program};
 
 /// Where a CPU crashes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -76,6 +76,45 @@ impl Context {
     }
 }
 
+/// What keeps a CPU from crashing when it is to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Kept {
+    /// It stands in the run stage of a rendezvous with interrupts disabled, and one that has died there keeps all (see the
+    /// caveats of [`rendezvous`](smpcall::Caller::rendezvous)).
+    Rendezvous,
+    /// It serves a closure that waits for a call of its own, which a CPU has claimed that has died since (law L4's exception).
+    ClaimedCall,
+    /// It was declared dead, and fenced.
+    Fenced,
+}
+
+impl Kept {
+    /// Its name, in small letters.
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Rendezvous => "rendezvous",
+            Self::ClaimedCall => "claimed-call",
+            Self::Fenced => "fenced",
+        }
+    }
+
+    /// Why this CPU has not crashed; none if nothing that is known has kept it. Only what has died may keep it so long.
+    fn why(report: &CpuReport, somebody_died: bool) -> Option<Self> {
+        if report.waits_for_start_up || report.counters.resets > 0 {
+            return Some(Self::Fenced);
+        }
+        let waits = report.activity == Activity::Waiting && !report.interrupts_enabled && somebody_died;
+        let file = report.waits.last().filter(|_| waits)?.source.file();
+        if file.ends_with("rendezvous.rs") {
+            Some(Self::Rendezvous)
+        } else if ["pending.rs", "many.rs", "serve.rs"].iter().any(|name| file.ends_with(name)) {
+            Some(Self::ClaimedCall)
+        } else {
+            None
+        }
+    }
+}
+
 /// What became of many crashes.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Crashes {
@@ -89,10 +128,12 @@ pub struct Crashes {
     pub offline: u64,
     /// CPUs that crashed too, and lost.
     pub lost: u64,
-    /// Further machines in which nobody came to crash, or whose fault kept the CPU that crashed from any further step. Nobody
-    /// comes to crash if the CPU that was to do it had done its work before, was fenced, or waits in a rendezvous, with interrupts disabled, for one
-    /// that has died in there. (Only an NMI gets it out of there: a hard lockup's, say.)
-    pub hung: u64,
+    /// Further machines, in which the fault that stops a CPU for ever met the one that had just crashed and won. No law can hold
+    /// there: nobody else may take the place of a winner of whom nobody knows whether it goes on.
+    pub stopped: u64,
+    /// Of the runs, those in which nobody had come to crash in time, so that somebody was sent an NMI from outside of the
+    /// machine that crashed; and what had kept the CPU that was to crash.
+    pub injected: BTreeMap<Kept, u64>,
     /// Winners that crashed again in their crash stop.
     pub again: u64,
     /// The longest time from a crash to where its winner went on.
@@ -185,8 +226,11 @@ fn winner_goes_on(crash: smpcall::Crash<SimMachine>) {
 const LONGEST_RUN: Duration = Duration::from_micros(200);
 /// A context that nobody has got into by then is given up: the CPU that waits for it crashes itself.
 const PATIENCE: Duration = Duration::from_micros(400);
-/// A CPU that is brought up at the beginning comes at about this time: 10 ms are between INIT and start-up.
-const COMING: Duration = Duration::from_micros(9_950);
+/// So much later at the latest somebody has crashed who is kept by nothing but interrupts, calls with deadlines and faults that
+/// end.
+const GRACE: Duration = Duration::from_millis(500);
+/// How long before a crash a CPU that is brought up is sent its first start-up message, at most.
+const COMING: Duration = Duration::from_micros(20);
 /// Runs a campaign so long, if nobody crashes before.
 const LIMIT: Duration = Duration::from_secs(20);
 /// What a winner may need beyond its limit, by the clock of the machine: the NMI handler or callback that it is in, interrupts
@@ -200,6 +244,8 @@ struct Scene {
     config: Config,
     /// When the CPUs begin to work.
     begins: Duration,
+    /// Who comes up just then, and when its controller begins with that.
+    comes: Option<(Cpu, Duration)>,
     /// How long after that the first crash happens.
     after: Duration,
     triggers: Vec<Trigger>,
@@ -218,6 +264,28 @@ fn below(random: &mut Pcg32, limit: u64) -> u64 {
     ((u128::from(random.next_u64()) * u128::from(limit)) >> 64) as u64
 }
 
+/// Where a CPU may crash that does such work, besides NMI handlers.
+fn contexts(workload: Workload, somebody_comes: bool) -> Vec<Context> {
+    let mut contexts = vec![Context::Task, Context::Closure];
+    if workload.posts {
+        contexts.push(Context::Post);
+    }
+    if workload.work {
+        // The handler that it crashes in is the one that runs work.
+        contexts.extend([Context::Interrupt, Context::Work]);
+    }
+    if workload.rendezvous {
+        contexts.push(Context::Rendezvous);
+    }
+    if workload.hotplug {
+        contexts.extend([Context::Prepare, Context::Offline, Context::Dying, Context::Dead]);
+        if somebody_comes {
+            contexts.extend([Context::Starting, Context::Online].repeat(4));
+        }
+    }
+    contexts
+}
+
 impl Scene {
     fn new(options: &Options, seed: u64) -> Self {
         let random = &mut Pcg32::new(seed, 0x6372_6173);
@@ -234,30 +302,14 @@ impl Scene {
                 }
             }
         }
-        let begins = if options.workload.hotplug && below(random, 4) == 0 { COMING } else { Duration::ZERO };
+        let somebody_comes = options.workload.hotplug && below(random, 4) == 0;
+        let delay = config.start_up_delays.after_init;
+        // Then the INIT is sent at the beginning, and there is work when the start-up message is.
+        let begins = if somebody_comes { delay } else { Duration::ZERO };
         let after = Duration::from_nanos(below(random, LONGEST_RUN.as_nanos() as u64));
         let at = Instant::default().plus(begins + after);
 
-        let mut contexts = vec![Context::Task, Context::Interrupt, Context::Closure];
-        if !options.workload.work {
-            // The handler that it crashes in is the one that runs work.
-            contexts.retain(|context| *context != Context::Interrupt);
-        }
-        if options.workload.posts {
-            contexts.push(Context::Post);
-        }
-        if options.workload.work {
-            contexts.push(Context::Work);
-        }
-        if options.workload.rendezvous {
-            contexts.push(Context::Rendezvous);
-        }
-        if options.workload.hotplug {
-            contexts.extend([Context::Prepare, Context::Offline, Context::Dying, Context::Dead]);
-            if begins > Duration::ZERO {
-                contexts.extend([Context::Starting, Context::Online].repeat(4));
-            }
-        }
+        let contexts = contexts(options.workload, somebody_comes);
         let mut triggers = Vec::new();
         let number = if below(random, 3) == 0 { 2 } else { 1 };
         let at_once = below(random, 2) == 0;
@@ -272,9 +324,13 @@ impl Scene {
             triggers.push(Trigger { context, cpu, at });
         }
 
+        let coming = Duration::from_nanos(below(random, COMING.as_nanos() as u64));
+        let comes_at = (begins + after).saturating_sub(delay + coming);
+        let comes = config.not_started.first().filter(|_| somebody_comes).map(|&cpu| (cpu, comes_at));
         let mut scene = Self {
             config,
             begins,
+            comes,
             after,
             triggers,
             saboteur,
@@ -348,6 +404,24 @@ impl Scene {
         note_crash(Context::Task);
         crash();
     }
+
+    /// Nobody has crashed: has somebody do it. Returns what has kept the one that was to, or what is known of it if that is
+    /// nothing that may.
+    fn inject(&self, world: &mut World<'_>) -> Result<Kept, Box<CpuReport>> {
+        let report = world.inspect(self.saboteur);
+        let kept = Kept::why(&report, !self.unable.is_empty()).ok_or(Box::new(report));
+        let takes_it = |&cpu: &Cpu| {
+            let report = world.inspect(cpu);
+            !self.unable.contains(cpu) && !report.parked && !report.waits_for_start_up
+        };
+        let others = (0..world.cpus() as u32).map(Cpu::new);
+        if let Some(cpu) = core::iter::once(self.saboteur).chain(others).find(takes_it) {
+            let at = Instant::default();
+            TRIGGERS.set(vec![Trigger { context: Context::Nmi, cpu: Some(cpu), at }]);
+            world.inject_nmi(cpu);
+        }
+        kept
+    }
 }
 
 /// Runs so many machines that crash, with the seeds from that of the options on; calls `progress` after each of them. The
@@ -364,7 +438,7 @@ pub fn run(options: &Options, runs: u64, mut progress: impl FnMut(&Crashes)) -> 
     while sum.runs < runs {
         match run_one(options, seed, &mut sum)? {
             Ok(()) => sum.runs += 1,
-            Err(Flaw::Hung) => sum.hung += 1,
+            Err(Flaw::Stopped) => sum.stopped += 1,
             Err(Flaw::Broken(what)) => {
                 sum.runs += 1;
                 sum.broken += 1;
@@ -379,8 +453,8 @@ pub fn run(options: &Options, runs: u64, mut progress: impl FnMut(&Crashes)) -> 
 
 /// Why a run does not count as one that went well.
 enum Flaw {
-    /// See [`Crashes::hung`].
-    Hung,
+    /// See [`Crashes::stopped`].
+    Stopped,
     Broken(String),
 }
 
@@ -389,14 +463,16 @@ fn run_one(options: &Options, seed: u64, sum: &mut Crashes) -> Result<Result<(),
     TRIGGERS.set(scene.triggers.clone());
     CRASHED.take();
     ENDS.take();
-    let ledger = Ledger::new(20_000);
+    // More than are made until the crash.
+    let ledger = Ledger::new(20_000.max(200 * options.cpus));
     // As in a campaign: nobody waits for ever for a CPU that may be dead. A short run, in which everything should happen.
     let patient = !scene.config.faults.iter().any(|fault| super::dead_cpu(fault).is_some());
-    let plan = plan(&ledger, options, patient, 100);
+    // On large machines everybody would be at it at once.
+    let haste = (1_600 / options.cpus as u64).clamp(2, 100);
+    let plan = plan(&ledger, options, patient, haste);
     let hooks = Hooks { crashed: Some(winner_goes_on), ..Hooks::default() };
     let mut world = machine(&scene.config, options.workload, hooks, &plan)?;
     world.set_nmi_handler(handle_nmi);
-    let comes = scene.config.not_started.first().copied().filter(|_| scene.begins > Duration::ZERO);
     for cpu in (0..options.cpus as u32).map(Cpu::new) {
         if scene.config.not_started.contains(&cpu) {
             continue;
@@ -406,30 +482,37 @@ fn run_one(options: &Options, seed: u64, sum: &mut Crashes) -> Result<Result<(),
             if cpu == scene.saboteur {
                 scene.sabotage();
             }
-            match comes {
+            match scene.comes {
                 // Somebody brings a CPU up meanwhile.
-                Some(coming) if cpu.index() == 0 => plan.bring_up(coming),
+                Some((coming, at)) if cpu.index() == 0 => {
+                    program::advance(at);
+                    plan.bring_up(coming);
+                }
                 _ => program::advance(scene.begins),
             }
             plan.run();
         });
     }
     ARMED.set(true);
-    world.run_on(Instant::default().plus(LIMIT));
+    world.run_on(Instant::default().plus(scene.begins + scene.after + PATIENCE + scene.pauses + GRACE));
+    let kept = if CRASHED.with_borrow(Vec::is_empty) { Some(scene.inject(&mut world)) } else { None };
+    if ENDS.with_borrow(Vec::is_empty) {
+        world.run_on(Instant::default().plus(LIMIT));
+    }
     // Those that have lost, or were stopped, park.
     world.run_on(world.time().plus(Duration::from_millis(1)));
     ARMED.set(false);
     let (crashed, ends) = (CRASHED.take(), ENDS.take());
-    let saboteur = world.inspect(scene.saboteur);
-    let waits = !saboteur.interrupts_enabled && saboteur.activity == Activity::Waiting;
-    let nobody_could_crash =
-        !scene.unable.is_empty() && waits || saboteur.waits_for_start_up || saboteur.ended;
-    // Which of several wins is not to be seen from here if none goes on.
-    let all_died = crashed.iter().all(|(cpu, ..)| scene.unable.contains(*cpu));
-    if crashed.is_empty() && nobody_could_crash || !crashed.is_empty() && ends.is_empty() && all_died {
-        return Ok(Err(Flaw::Hung));
+    if ends.is_empty() && winner_stopped(&scene, &world, &crashed) {
+        return Ok(Err(Flaw::Stopped));
     }
-    let examined = examine(&scene, &world, &crashed, &ends, sum);
+    let examined = match &kept {
+        Some(Err(report)) => Err(format!("nobody has crashed, and it is not known why: {report:?}")),
+        _ => examine(&scene, &world, &crashed, &ends, sum),
+    };
+    if let Some(Ok(kept)) = kept {
+        *sum.injected.entry(kept).or_default() += 1;
+    }
     Ok(examined.map_err(|what| {
         let crashed: Vec<String> = (crashed.iter())
             .map(|(cpu, context, at)| format!("{cpu} in {} at {} ns", context.name(), at.as_nanos()))
@@ -437,6 +520,14 @@ fn run_one(options: &Options, seed: u64, sum: &mut Crashes) -> Result<Result<(),
         let faults: Vec<String> = scene.config.faults.iter().map(ToString::to_string).collect();
         Flaw::Broken(format!("{what} (crashed: {}; faults: {})", crashed.join(", "), faults.join(",")))
     }))
+}
+
+/// Whether the winner of a crash stop that does not end is one that a fault stops for ever: of those that have crashed some are
+/// stopped so, and all others have lost, because they have parked.
+fn winner_stopped(scene: &Scene, world: &World<'_>, crashed: &[(Cpu, Context, Instant)]) -> bool {
+    let is_stopped = |cpu: Cpu| scene.unable.contains(cpu) && world.inspect(cpu).wedged;
+    crashed.iter().any(|&(cpu, ..)| is_stopped(cpu))
+        && crashed.iter().all(|&(cpu, ..)| is_stopped(cpu) || world.inspect(cpu).parked)
 }
 
 /// What should hold of a machine that has crashed.

@@ -144,7 +144,7 @@ impl Plan<'_> {
         let me = SimMachine::current_cpu();
         churn::set_busy(me, true);
         loop {
-            advance(Duration::from_nanos(random(4_000)));
+            self.pause();
             crashes::point(Context::Task);
             self.stir();
             let go_on = match random(100) {

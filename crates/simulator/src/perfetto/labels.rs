@@ -84,7 +84,7 @@ pub(super) fn of_event(event: &Event) -> Values {
         | K::CallLeft
         | K::CallPanicked => values.push(("level", Number(detail))),
         K::ManyQueued => values.extend([("level", Number(detail)), ("targets", Number(argument))]),
-        K::Rung => values.push(("targets", Number(argument))),
+        K::Rung | K::StopSent => values.push(("targets", Number(argument))),
         K::RungAgain => values.push(("attempt", Number(detail))),
         K::MarksTaken => values.push(("door", Hexadecimal(argument))),
         K::ProbeAnswered => values.push(("instruction_pointer", Hexadecimal(argument))),
@@ -94,6 +94,23 @@ pub(super) fn of_event(event: &Event) -> Values {
         }
         K::EndOfInterrupt => values.push(("vector", Hexadecimal(detail))),
         K::SoftLockup => values.push(("nanoseconds_without_progress", Number(argument))),
+        K::LifeChanged => values.push(("phase", Number(detail))),
+        K::RendezvousStage => values.extend([("stage", Number(detail)), ("rendezvous", Number(argument))]),
+        K::RendezvousLate => values.push(("stage", Number(detail))),
+        K::CrashWon | K::CrashLost | K::CrashedAgain | K::BackTraceTaken => {
+            values.push(("instruction_pointer", Hexadecimal(argument)));
+        }
+        K::CrashSaved => {
+            values.extend([("role", Number(detail)), ("instruction_pointer", Hexadecimal(argument))]);
+        }
+        K::CrashStopped => values.extend([("missing", Number(detail)), ("saved", Number(argument))]),
+        K::LockupFound | K::LockupEnded => {
+            values.extend([("hard", Value::Flag(detail != 0)), ("nanoseconds", Number(argument))]);
+        }
+        K::Reset | K::BootCpuSentInit => values.push(("message", Number(argument))),
+        K::StartedUp => values.extend([("page", Hexadecimal(detail)), ("message", Number(argument))]),
+        K::ImageBooted => values.push(("image", Number(argument))),
+        K::Paused => values.push(("until", Number(argument))),
         _ => {}
     }
     values
@@ -104,8 +121,8 @@ pub(super) fn of_span(span: &Span) -> (String, Values) {
     use Value::{Flag, Number};
     let mut values = Values::new();
     let name = match &span.kind {
-        SpanKind::Interrupt { vector, ipi: true } => format!("IPI {vector:#04x}"),
-        SpanKind::Interrupt { vector, ipi: false } => format!("interrupt {vector:#04x}"),
+        SpanKind::Interrupt { vector, ipi: true, .. } => format!("IPI {vector:#04x}"),
+        SpanKind::Interrupt { vector, ipi: false, .. } => format!("interrupt {vector:#04x}"),
         SpanKind::Wait { target, expired, .. } => {
             if !span.looks.is_empty() {
                 values.push(("looks", Number(span.looks.len() as u64)));

@@ -1,4 +1,5 @@
-//! What lasts: the spans that the timeline draws, and what it has no room for: named frames, NMI handlers, halts.
+//! What lasts: the spans that the timeline draws, and what it has no room for: named frames, NMI handlers, halts, crash stops,
+//! stages of a rendezvous, pauses, and the time from a reset to the next start.
 
 use smpcall_machine::{Event, EventKind};
 
@@ -80,12 +81,18 @@ impl FlowsOfBegin {
     }
 }
 
+/// The stage of a rendezvous in which its closure runs; those after it are ends.
+const STAGE_RUN: u32 = 3;
+
 /// What is open on one CPU: the places of the beginnings in `sorted`, the innermost last.
 #[derive(Clone, Default)]
 struct Open {
     frames: Vec<usize>,
     nmis: Vec<usize>,
     halts: Vec<usize>,
+    crashes: Vec<usize>,
+    stages: Vec<usize>,
+    resets: Vec<usize>,
 }
 
 /// Pairs the events that the timeline does not make spans of, in the order of the beginnings; an end without a beginning
@@ -99,6 +106,11 @@ fn pairs<'a>(
     let name = |event: &Event| match event.kind {
         K::NmiTaken => "NMI".to_owned(),
         K::Halted => "halted".to_owned(),
+        K::CrashWon => "crash stop".to_owned(),
+        K::RendezvousStage if event.detail == STAGE_RUN => "rendezvous, run".to_owned(),
+        K::RendezvousStage => "rendezvous, interrupts off".to_owned(),
+        K::Paused => "paused".to_owned(),
+        K::Reset => "reset, not started".to_owned(),
         _ => {
             let name = usize::try_from(event.argument).ok().and_then(|number| frame_names.get(number));
             name.map_or_else(|| format!("frame {}", event.argument), String::clone)
@@ -125,12 +137,36 @@ fn pairs<'a>(
             // No vector is that of NMIs.
             K::InterruptReturned => open.nmis.pop_if(|begun| sorted[*begun].1.detail == event.detail),
             K::Resumed => open.halts.pop(),
+            K::CrashWon => {
+                open.crashes.push(place);
+                None
+            }
+            K::CrashStopped => open.crashes.pop(),
+            K::RendezvousStage => {
+                let before = open.stages.pop();
+                if event.detail <= STAGE_RUN {
+                    open.stages.push(place);
+                }
+                before
+            }
+            K::Paused => {
+                found.push((place, Some(event.argument.max(event.time.as_nanos()))));
+                None
+            }
+            K::Reset => {
+                let before = open.resets.pop();
+                open.resets.push(place);
+                before
+            }
+            K::StartedUp => open.resets.pop(),
             _ => None,
         };
         found.extend(begun.map(|begun| (begun, Some(event.time.as_nanos()))));
     }
     for open in open {
-        found.extend([open.frames, open.nmis, open.halts].into_iter().flatten().map(|begun| (begun, None)));
+        let Open { frames, nmis, halts, crashes, stages, resets } = open;
+        let open = [frames, nmis, halts, crashes, stages, resets];
+        found.extend(open.into_iter().flatten().map(|begun| (begun, None)));
     }
     found.sort_unstable();
     found.into_iter().map(|(begun, end)| (sorted[begun], end, name(sorted[begun].1))).collect()

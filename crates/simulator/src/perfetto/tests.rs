@@ -283,6 +283,28 @@ fn frames_enclose_waits_and_a_wedge_that_overlaps_a_handler_has_a_track_of_its_o
 }
 
 #[test]
+fn a_crash_stop_a_reset_and_the_stages_of_a_rendezvous_last() {
+    let mut trace = Sample::new();
+    trace.at(10, 0, EventKind::RendezvousStage, None, 2, 1);
+    trace.at(20, 0, EventKind::RendezvousStage, None, 3, 1);
+    trace.at(30, 0, EventKind::RendezvousStage, None, 4, 1);
+    trace.at(40, 1, EventKind::Reset, Some(0), 0, 5);
+    trace.at(50, 1, EventKind::StartedUp, Some(0), 8, 6);
+    trace.at(60, 0, EventKind::CrashWon, None, 0, 0x1000);
+    trace.at(70, 0, EventKind::CrashStopped, None, 0, 2);
+    trace.at(80, 1, EventKind::Paused, None, 0, 90);
+    trace.at(95, 1, EventKind::ProgramEnded, None, 0, 0);
+    let file = File::of(2, &trace.events);
+    file.is_sound();
+    assert_eq!(file.slices("rendezvous, interrupts off"), [(on(0), 10, 20)]);
+    assert_eq!(file.slices("rendezvous, run"), [(on(0), 20, 30)]);
+    assert_eq!(file.slices("reset, not started"), [(on(1), 40, 50)]);
+    assert_eq!(file.slices("crash stop"), [(on(0), 60, 70)]);
+    assert_eq!(file.slices("paused"), [(on(1), 80, 90)]);
+    assert_eq!(file.values("CrashStopped"), [("missing", 0), ("saved", 2)]);
+}
+
+#[test]
 fn repeated_rings_are_instants_with_their_attempts() {
     let file = File::of(2, &dead_target(3));
     assert_eq!((file.number("RungAgain"), file.number("IpiMerged")), (3, 3));

@@ -21,6 +21,8 @@ pub(crate) struct Message {
     pub(crate) from: u32,
     pub(crate) to: u32,
     pub(crate) vector: u32,
+    /// The delivery mode, as in the ICR; 0 if it is not known.
+    pub(crate) mode: u64,
     /// Delivered as an NMI: the vector means nothing.
     pub(crate) nmi: bool,
     /// `None`: the trace begins after the sending.
@@ -35,7 +37,12 @@ pub(crate) struct Message {
 impl Message {
     /// What is sent, for people.
     pub(crate) fn what(&self) -> String {
-        if self.nmi { "NMI".into() } else { format!("{:#04x}", self.vector) }
+        match self.mode {
+            _ if self.nmi => "NMI".into(),
+            0b101 => "INIT".into(),
+            0b110 => "start-up".into(),
+            _ => format!("{:#04x}", self.vector),
+        }
     }
 
     /// The first time known of it.
@@ -56,7 +63,12 @@ impl Message {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum SpanKind {
     /// An interrupt handler; `ipi` if the vector is one that IPIs of this trace carry.
-    Interrupt { vector: u32, ipi: bool },
+    Interrupt {
+        vector: u32,
+        ipi: bool,
+        /// When its handler wrote its end of interrupt.
+        ended: Option<u64>,
+    },
     /// A wait, for a certain CPU if known, in a named frame if known.
     Wait { target: Option<u32>, frame: Option<String>, expired: bool },
     /// The closure of a call.
@@ -90,8 +102,12 @@ pub(crate) struct Mark {
     pub(crate) cpu: u32,
     pub(crate) other: Option<u32>,
     pub(crate) time: u64,
+    /// [`EndOfInterrupt`](EventKind::EndOfInterrupt): one that is not of the handler that wrote it. Its `argument` is the
+    /// vector whose handler lost its in-service bit; 0 if nothing was in service.
+    /// [`InterruptTaken`](EventKind::InterruptTaken): one that was let in by such a loss. Its `argument` is its vector.
     pub(crate) kind: EventKind,
     pub(crate) argument: u64,
+    pub(crate) detail: u32,
     /// The innermost named frame at that moment.
     pub(crate) frame: Option<String>,
 }

@@ -107,6 +107,11 @@ fn draw_span(page: &mut Page<'_>, span: &Span) {
                 .leaf("path", &[("class", &"look"), ("d", &look), ("stroke", &RED), ("stroke-width", &2)]);
         }
     }
+    if let SpanKind::Interrupt { ended: Some(ended), .. } = span.kind {
+        let path = format!("M{left} {} h{}", page.scale.y(ended), bar.width);
+        page.svg
+            .leaf("path", &[("class", &"eoi"), ("d", &path), ("stroke", &bar.stroke), ("stroke-width", &2)]);
+    }
     if span.end.is_none() && bar.width > 3 {
         // A torn lower edge: this goes on.
         let tear =
@@ -129,7 +134,7 @@ fn page_aside(page: &Page<'_>) -> i32 {
 
 fn describe(kind: &SpanKind) -> String {
     match kind {
-        SpanKind::Interrupt { vector, ipi } => {
+        SpanKind::Interrupt { vector, ipi, .. } => {
             let what = if *ipi { "handler of IPI" } else { "handler of interrupt" };
             format!("{what} {vector:#04x}")
         }
@@ -183,7 +188,7 @@ fn label(page: &Page<'_>, span: &Span, length: &str) -> Option<Request> {
             let y = longest.map_or(begin_y, |gap| gap.top.midpoint(gap.bottom));
             request(if important { 3 } else { 8 }, y, texts, style)
         }
-        SpanKind::Interrupt { vector, ipi: false } => {
+        SpanKind::Interrupt { vector, ipi: false, .. } => {
             let texts = vec![format!("interrupt {vector:#04x}"), format!("{vector:#04x}")];
             request(6, begin_y, texts, plain(11, GREY))
         }

@@ -30,6 +30,24 @@ pub(crate) struct Finding {
 /// At most this many sentences; what is more is counted in the last one.
 const MOST: usize = 5;
 
+/// The ends of interrupt that took the in-service bit of a handler which had not written them, and what came of it.
+fn stray_ends(activity: &Activity) -> Option<(u64, String)> {
+    let of_kind = |kind| activity.marks.iter().filter(move |mark| mark.kind == kind && mark.argument != 0);
+    let first = of_kind(EventKind::EndOfInterrupt).next()?;
+    let (number, let_in) =
+        (of_kind(EventKind::EndOfInterrupt).count(), of_kind(EventKind::InterruptTaken).count());
+    let when = duration(first.time.saturating_sub(activity.first));
+    let text = format!(
+        "{} of interrupt cleared what belonged to a handler that ran on, and let {} in: first on CPU {} at {when}, vector \
+         {:#04x}.",
+        if number == 1 { "1 stray end".into() } else { format!("{number} stray ends") },
+        count(let_in, "interrupt"),
+        first.cpu,
+        first.argument
+    );
+    Some((first.time, text))
+}
+
 /// What the trace shows.
 pub(crate) fn findings(activity: &Activity) -> Vec<Finding> {
     let mut findings = Vec::new();
@@ -37,6 +55,9 @@ pub(crate) fn findings(activity: &Activity) -> Vec<Finding> {
     // Of these CPUs a finding says that they wait, or why they stand still.
     let mut told = BTreeSet::new();
     let mut losses = 0;
+    if let Some((time, text)) = stray_ends(activity) {
+        add(Severity::Bad, time, text);
+    }
     for message in &activity.messages {
         if matches!(message.fate, Fate::Lost(_) | Fate::Rejected(_)) {
             let severity = if message.mended.is_some() { Severity::Mended } else { Severity::Bad };
@@ -65,6 +86,10 @@ pub(crate) fn findings(activity: &Activity) -> Vec<Finding> {
                 }
             }
             EventKind::CallWithdrawn => withdrawal(activity, mark, &when),
+            EventKind::CrashStopped => {
+                let others = count(mark.argument.saturating_sub(1) as usize, "other");
+                format!("CPU {cpu} has crashed, and has stopped {others} at {when}; {} missing.", mark.detail)
+            }
             _ => continue,
         };
         add(Severity::Bad, mark.time, text);

@@ -181,7 +181,62 @@ fn appearance(mark: &Mark) -> (Glyph, &'static str, Vec<String>, u32) {
         K::CallRefused => (Glyph::Square, RED, whom("call refused:"), 2),
         K::CallOverdue => (Glyph::Square, AMBER, whom("call overdue:"), 2),
         K::CallLeft => (Glyph::Square, AMBER, whom("call left behind:"), 2),
-        K::RingFailed => (Glyph::Square, RED, whom("ring failed:"), 2),
+        K::RingFailed if mark.other.is_none() => {
+            let targets = count(mark.argument as usize, "CPU");
+            (Glyph::Square, RED, vec![format!("ring failed: to {targets}"), "ring failed".into()], 2)
+        }
+        K::RingFailed => (Glyph::Square, RED, whom("ring failed: to"), 2),
+        K::EndOfInterrupt if mark.argument == 0 => {
+            (Glyph::Triangle, GREY, just("stray EOI, nothing in service"), 5)
+        }
+        K::EndOfInterrupt => {
+            let vector = mark.argument;
+            let long = format!("STRAY EOI: ends {vector:#04x}, whose handler runs on");
+            (Glyph::Triangle, RED, vec![long, "STRAY EOI".into()], 1)
+        }
+        K::InterruptTaken => {
+            let (vector, inside) = (mark.argument, mark.detail);
+            let long = format!("LET IN: {vector:#04x}, inside of {inside:#04x}");
+            (Glyph::Diamond, RED, vec![long, "LET IN".into()], 1)
+        }
+        K::CrashWon => (Glyph::Star, RED, just("CRASH: stops the others"), 1),
+        K::CrashLost => (Glyph::Star, RED, whom("crashed too, after"), 2),
+        K::CrashedAgain => (Glyph::Star, RED, just("crashed again"), 2),
+        K::CrashSaved => (Glyph::Diamond, INK, just("registers saved"), 4),
+        K::CrashMissing => (Glyph::Square, RED, whom("MISSING:"), 1),
+        K::CrashStopped => {
+            let (saved, missing) = (mark.argument, mark.detail);
+            (Glyph::Bar, INK, vec![format!("crash stop ends: {saved} saved, {missing} missing")], 2)
+        }
+        K::StopSent => {
+            let text = format!("NMI to {}", count(mark.argument as usize, "CPU"));
+            (Glyph::Diamond, PURPLE, vec![text], 2)
+        }
+        K::RendezvousStage => {
+            let stage = match mark.detail {
+                2 => "interrupts off",
+                3 => "run",
+                4 => "over",
+                _ => "given up",
+            };
+            (Glyph::Bar, PURPLE, vec![format!("rendezvous: {stage}")], 5)
+        }
+        K::RendezvousLate => (Glyph::Square, RED, whom("LATE for the rendezvous:"), 1),
+        K::LockupFound => {
+            let sort = if mark.detail == 0 { "SOFT LOCKUP" } else { "HARD LOCKUP" };
+            let place = mark.other.map_or_else(String::new, |cpu| format!(" of CPU {cpu}"));
+            let long = format!("{sort}{place}: for {}", duration(mark.argument));
+            (Glyph::Star, RED, vec![long, sort.into()], 1)
+        }
+        K::LockupEnded => (Glyph::Dot, GREEN, just("lockup has ended"), 4),
+        K::BackTraceSent => (Glyph::Diamond, PURPLE, whom("NMI for a back trace:"), 2),
+        K::BackTraceTaken => (Glyph::Diamond, PURPLE, just("back trace taken"), 4),
+        K::PostAbandoned => (Glyph::Square, AMBER, whom("post taken over from"), 4),
+        K::Paused => (Glyph::Bar, RED, just("paused"), 6),
+        K::Reset => (Glyph::Bar, RED, whom("RESET by"), 2),
+        K::StartedUp => (Glyph::Bar, GREEN, whom("started by"), 4),
+        K::BootCpuSentInit => (Glyph::Star, RED, whom("INIT TO THE BOOT CPU, by"), 1),
+        K::ImageBooted => (Glyph::Square, INK, just("BOOTS ANOTHER KERNEL"), 1),
         K::ProbeSent => (Glyph::Diamond, PURPLE, whom("NMI probe:"), 2),
         K::ProbeAnswered => (Glyph::Diamond, PURPLE, just("probe answered"), 4),
         K::BudgetSpent => (Glyph::Dot, AMBER, just("budget spent"), 6),
@@ -204,6 +259,7 @@ enum Glyph {
     Star,
     Square,
     Diamond,
+    Triangle,
     Dot,
     Bar,
 }
@@ -240,6 +296,7 @@ fn draw_glyph(svg: &mut Svg, glyph: Glyph, (x, y): (i32, i32), ink: &str) {
             polygon(svg, &spikes.map(|(right, down)| (x + right, y + down)), ink);
         }
         Glyph::Square => polygon(svg, &[(x - 6, y - 6), (x + 6, y - 6), (x + 6, y + 6), (x - 6, y + 6)], ink),
+        Glyph::Triangle => polygon(svg, &[(x - 8, y - 6), (x + 8, y - 6), (x, y + 8)], ink),
         Glyph::Diamond => polygon(svg, &[(x, y - 7), (x + 6, y), (x, y + 7), (x - 6, y)], ink),
         Glyph::Dot => svg.leaf(
             "circle",
@@ -333,7 +390,7 @@ fn lost_arrow(svg: &mut Svg, from: (i32, i32), end: (i32, i32), goal: (i32, i32)
 type Entry = (&'static str, &'static str, fn(&mut Svg, i32, i32));
 
 /// The legend: each glyph, drawn beside its text at a left edge and a middle line.
-pub(super) fn legend() -> [Entry; 13] {
+pub(super) fn legend() -> [Entry; 21] {
     fn bar(svg: &mut Svg, x: i32, y: i32, fill: &str, stroke: &str) {
         svg.leaf(
             "rect",
@@ -366,6 +423,21 @@ pub(super) fn legend() -> [Entry; 13] {
         ("closure", "call running", |svg, x, y| bar(svg, x, y, "#2f9e55", "none")),
         ("stopped", "stopped by the dump", |svg, x, y| bar(svg, x, y, INK, "none")),
         ("wedged", "wedged", |svg, x, y| bar(svg, x, y, "url(#hatch)", RED)),
+        ("eoi", "end of interrupt", |svg, x, y| {
+            bar(svg, x, y, "#cfe0f3", BLUE);
+            line(svg, (x + 8, y), (x + 26, y), BLUE, 2, "none");
+        }),
+        ("mark EndOfInterrupt", "stray EOI", |svg, x, y| draw_glyph(svg, Glyph::Triangle, (x + 17, y), RED)),
+        ("mark InterruptTaken", "let in by it", |svg, x, y| {
+            draw_glyph(svg, Glyph::Diamond, (x + 17, y), RED);
+        }),
+        ("mark NmiTaken", "NMI", |svg, x, y| draw_glyph(svg, Glyph::Diamond, (x + 17, y), PURPLE)),
+        ("mark CrashWon", "crash", |svg, x, y| draw_glyph(svg, Glyph::Star, (x + 17, y), RED)),
+        ("mark CrashSaved", "registers saved", |svg, x, y| {
+            draw_glyph(svg, Glyph::Diamond, (x + 17, y), INK);
+        }),
+        ("mark Reset", "reset", |svg, x, y| draw_glyph(svg, Glyph::Bar, (x + 17, y), RED)),
+        ("mark StartedUp", "started", |svg, x, y| draw_glyph(svg, Glyph::Bar, (x + 17, y), GREEN)),
         ("mark SoftLockup", "soft lockup", |svg, x, y| draw_glyph(svg, Glyph::Star, (x + 17, y), RED)),
         ("mark DumpStarted", "crash dump", |svg, x, y| draw_glyph(svg, Glyph::Square, (x + 17, y), INK)),
     ]

@@ -14,6 +14,10 @@ const ICR_NMI: u64 = 0b100;
 struct Open {
     /// With the time of the end of interrupt, if that was seen.
     interrupts: Vec<(usize, Option<u64>)>,
+    /// The vector and the span of a handler whose in-service bit was cleared by somebody else's end of interrupt.
+    unprotected: Option<(u32, usize)>,
+    /// How many CPUs the last ring, or NMI of a crash stop, was for that had several targets.
+    several: u64,
     waits: Vec<(usize, Place)>,
     closures: Vec<usize>,
     /// The names of the frames, outermost first, and which entering each was.
@@ -89,6 +93,7 @@ impl Reader<'_> {
         match event.kind {
             K::CallQueued | K::ManyQueued | K::CallCompleted | K::CallWithdrawn => open.looking = None,
             K::IcrWritten => open.icr = event.argument,
+            K::Rung | K::StopSent if event.other.is_none() => open.several = event.argument,
             K::DumpStarted => self.dump = self.dump.or(Some(event.time.as_nanos())),
             _ => {}
         }
@@ -115,7 +120,6 @@ impl Reader<'_> {
             | K::CallOverdue
             | K::CallLeft
             | K::ManyQueued
-            | K::RingFailed
             | K::BudgetSpent
             | K::ProbeSent
             | K::ProbeAnswered
@@ -123,7 +127,34 @@ impl Reader<'_> {
             | K::MailboxOpened
             | K::NmiTaken
             | K::SoftLockup
-            | K::DumpStarted => self.mark(event),
+            | K::DumpStarted
+            | K::CrashWon
+            | K::CrashLost
+            | K::CrashedAgain
+            | K::CrashSaved
+            | K::CrashMissing
+            | K::CrashStopped
+            | K::StopSent
+            | K::RendezvousStage
+            | K::RendezvousLate
+            | K::LockupFound
+            | K::LockupEnded
+            | K::BackTraceSent
+            | K::BackTraceTaken
+            | K::PostAbandoned
+            | K::Paused
+            | K::BootCpuSentInit
+            | K::ImageBooted => self.mark(event),
+            K::Reset | K::StartedUp => {
+                self.mark(event);
+                if event.other.is_some() {
+                    self.message(event);
+                }
+            }
+            K::RingFailed => {
+                let several = if event.other.is_none() { open.several } else { 1 };
+                self.mark(&Event { argument: several, ..*event });
+            }
             other => self.count(other),
         }
     }
@@ -133,9 +164,17 @@ impl Reader<'_> {
         let depth = self.open[event.cpu.index()].interrupts.len();
         match event.kind {
             EventKind::InterruptTaken => {
-                let kind = SpanKind::Interrupt { vector: event.detail, ipi: false };
+                let kind = SpanKind::Interrupt { vector: event.detail, ipi: false, ended: None };
                 let index = self.begin(event, kind, depth);
-                self.open[event.cpu.index()].interrupts.push((index, None));
+                let open = &mut self.open[event.cpu.index()];
+                open.interrupts.push((index, None));
+                // The priority of a vector is in its upper half.
+                if let Some((vector, unprotected)) = open.unprotected
+                    && event.detail >> 4 <= vector >> 4
+                {
+                    self.notable.extend([index, unprotected]);
+                    self.mark(&Event { argument: event.detail.into(), detail: vector, ..*event });
+                }
             }
             EventKind::InterruptReturned => {
                 self.has_returns = true;
@@ -145,15 +184,36 @@ impl Reader<'_> {
                 let returns = |&mut (index, _): &mut (usize, _)| matches!(spans[index].kind, SpanKind::Interrupt { vector, .. } if vector == event.detail);
                 if let Some((index, _)) = open.pop_if(returns) {
                     spans[index].end = Some(time);
+                    self.open[event.cpu.index()]
+                        .unprotected
+                        .take_if(|(_, unprotected)| *unprotected == index);
                 }
             }
-            _ => {
-                if let Some(last) = self.open[event.cpu.index()].interrupts.last_mut() {
-                    last.1.get_or_insert(time);
-                }
-                self.count(event.kind);
-            }
+            _ => self.end_of_interrupt(event),
         }
+    }
+
+    /// An in-service bit was cleared: that of the handler which wrote this, or another one's, or none.
+    fn end_of_interrupt(&mut self, event: &Event) {
+        let time = event.time.as_nanos();
+        let open = &mut self.open[event.cpu.index()];
+        let spans = &mut self.activity.spans;
+        let own = open.interrupts.last_mut().filter(|(index, ended)| {
+            let of_vector = |vector: u32| ended.is_none() && vector == event.detail;
+            matches!(spans[*index].kind, SpanKind::Interrupt { vector, .. } if of_vector(vector))
+        });
+        if let Some((index, end)) = own {
+            *end = Some(time);
+            if let SpanKind::Interrupt { ended, .. } = &mut spans[*index].kind {
+                *ended = Some(time);
+            }
+            return;
+        }
+        let of_vector = |&&(index, _): &&(usize, _)| matches!(spans[index].kind, SpanKind::Interrupt { vector, .. } if vector == event.detail);
+        let other = open.interrupts.iter().rev().find(of_vector).map(|&(index, _)| index);
+        open.unprotected = other.map(|index| (event.detail, index)).or(open.unprotected);
+        self.notable.extend(open.interrupts.iter().map(|&(index, _)| index));
+        self.mark(&Event { argument: event.detail.into(), ..*event });
     }
 
     fn wait(&mut self, event: &Event) {
@@ -233,7 +293,7 @@ impl Reader<'_> {
         let (from, to) = if sender_side { (cpu, other) } else { (other, cpu) };
         let is_sending = event.kind == K::IpiSent;
         let fate = match event.kind {
-            K::IpiAccepted => Fate::Accepted(time),
+            K::IpiAccepted | K::Reset | K::StartedUp => Fate::Accepted(time),
             K::IpiMerged => Fate::Merged(time),
             K::IpiLost => Fate::Lost(time),
             K::IpiRejected => Fate::Rejected(time),
@@ -257,14 +317,16 @@ impl Reader<'_> {
                 let sent = first.map_or(sender_side.then_some(time), |first| first.sent);
                 let (again, mended, nmi) = (None, None, first.is_some_and(|first| first.nmi));
                 let (number, vector) = (event.argument, event.detail);
-                messages.push(Message { number, from, to, vector, nmi, sent, fate, again, mended });
+                let mode = first.map_or(0, |first| first.mode);
+                messages.push(Message { number, from, to, vector, mode, nmi, sent, fate, again, mended });
                 messages.len() - 1
             }
         };
         self.known.insert(key, (index, is_sending));
         if is_sending {
             let open = &mut self.open[event.cpu.index()];
-            messages[index].nmi = open.icr >> 8 & 7 == ICR_NMI;
+            messages[index].mode = open.icr >> 8 & 7;
+            messages[index].nmi = messages[index].mode == ICR_NMI;
             if !messages[index].nmi {
                 messages[index].again = open.again.remove(&to);
             }
@@ -304,6 +366,7 @@ impl Reader<'_> {
             time: event.time.as_nanos(),
             kind: event.kind,
             argument: event.argument,
+            detail: event.detail,
             frame,
         });
     }
@@ -339,7 +402,7 @@ impl Reader<'_> {
             // What is not over is not routine: its CPU is in it now.
             let lasted = span.end.map(|end| end - span.begin);
             span.routine = match &mut span.kind {
-                SpanKind::Interrupt { vector, ipi } => {
+                SpanKind::Interrupt { vector, ipi, .. } => {
                     *ipi = ipi_vectors.contains(vector);
                     !*ipi && !self.notable.contains(&index) && lasted.is_some()
                 }
@@ -487,5 +550,52 @@ mod tests {
         trace.at(30, 0, EventKind::EndOfInterrupt, None, 0x20, 0);
         let activity = Activity::new(1, &trace.events, &[]);
         assert_eq!(activity.spans[0].end, Some(30));
+    }
+
+    fn marks(trace: &Trace) -> Vec<(u64, EventKind, u64)> {
+        let activity = Activity::new(2, &trace.events, &[]);
+        activity.marks.iter().map(|mark| (mark.time, mark.kind, mark.argument)).collect()
+    }
+
+    #[test]
+    fn an_end_of_interrupt_that_is_not_its_handlers_is_a_mark_and_so_is_what_it_lets_in() {
+        let mut trace = Trace::new();
+        trace.at(10, 0, EventKind::InterruptTaken, None, 0x81, 0);
+        // A handler without an in-service bit of its own ends the other one's interrupt.
+        trace.at(20, 0, EventKind::InterruptTaken, None, 0x30, 0);
+        trace.at(30, 0, EventKind::EndOfInterrupt, None, 0x81, 0);
+        trace.at(35, 0, EventKind::InterruptReturned, None, 0x30, 0);
+        trace.at(40, 0, EventKind::InterruptTaken, None, 0x82, 0);
+        trace.at(50, 0, EventKind::EndOfInterrupt, None, 0x82, 0);
+        trace.at(55, 0, EventKind::InterruptReturned, None, 0x82, 0);
+        trace.at(60, 0, EventKind::EndOfInterrupt, None, 0, 0);
+        trace.at(70, 0, EventKind::InterruptReturned, None, 0x81, 0);
+        trace.at(80, 0, EventKind::InterruptTaken, None, 0x81, 0);
+        trace.at(90, 0, EventKind::EndOfInterrupt, None, 0x81, 0);
+        let expected = [
+            (30, EventKind::EndOfInterrupt, 0x81),
+            (40, EventKind::InterruptTaken, 0x82),
+            (60, EventKind::EndOfInterrupt, 0),
+        ];
+        assert_eq!(marks(&trace), expected);
+    }
+
+    #[test]
+    fn what_has_a_higher_priority_is_not_let_in_by_a_stray_end_of_interrupt() {
+        let mut trace = Trace::new();
+        trace.at(10, 0, EventKind::InterruptTaken, None, 0x81, 0);
+        trace.at(20, 0, EventKind::InterruptTaken, None, 0x30, 0);
+        trace.at(30, 0, EventKind::EndOfInterrupt, None, 0x81, 0);
+        trace.at(35, 0, EventKind::InterruptReturned, None, 0x30, 0);
+        trace.at(40, 0, EventKind::InterruptTaken, None, 0xef, 0);
+        assert_eq!(marks(&trace).len(), 1);
+    }
+
+    #[test]
+    fn a_ring_that_fails_says_to_how_many() {
+        let mut trace = Trace::new();
+        trace.at(10, 0, EventKind::StopSent, None, 0, 7);
+        trace.at(20, 0, EventKind::RingFailed, None, 0, 0);
+        assert_eq!(marks(&trace)[1], (20, EventKind::RingFailed, 7));
     }
 }

@@ -33,6 +33,7 @@ struct Candidate {
     begin: u64,
     end: u64,
     important: bool,
+    alarm: bool,
     what: What,
 }
 
@@ -139,7 +140,7 @@ impl<'a> Selection<'a> {
                 What::Mark(index) => {
                     let mark = &activity.marks[index];
                     self.marks.push(mark);
-                    if is_alarm(mark.kind) {
+                    if is_alarm(mark) {
                         self.moments.roomy.insert(mark.time);
                     }
                 }
@@ -234,6 +235,7 @@ fn candidates(activity: &Activity, shown: &BTreeSet<u32>, further: &BTreeSet<usi
                 begin: message.begin(),
                 end: message.end().unwrap_or(activity.last),
                 important: is_important_message(message),
+                alarm: false,
                 what: What::Message(index),
             });
         }
@@ -244,6 +246,7 @@ fn candidates(activity: &Activity, shown: &BTreeSet<u32>, further: &BTreeSet<usi
                 begin: span.begin,
                 end: span.end.unwrap_or(activity.last).min(activity.last),
                 important: false,
+                alarm: false,
                 what: What::Span(index),
             });
         }
@@ -253,7 +256,8 @@ fn candidates(activity: &Activity, shown: &BTreeSet<u32>, further: &BTreeSet<usi
             candidates.push(Candidate {
                 begin: mark.time,
                 end: mark.time,
-                important: is_important_mark(mark.kind),
+                important: is_important_mark(mark),
+                alarm: is_alarm(mark),
                 what: What::Mark(index),
             });
         }
@@ -276,10 +280,18 @@ fn within_budget(mut candidates: Vec<Candidate>, budget: usize) -> (Vec<Candidat
     if candidates.len() <= budget {
         return (candidates, Vec::new());
     }
-    let mut moments: Vec<u64> = candidates.iter().filter(|c| c.important).map(|c| c.begin).collect();
+    let room = budget.div_ceil(SURROUNDINGS);
+    let first = |alarm, most| {
+        let important = candidates.iter().filter(|c| c.important && c.alarm == alarm);
+        let mut moments: Vec<u64> = important.map(|c| c.begin).collect();
+        moments.sort_unstable();
+        moments.truncate(most);
+        moments
+    };
+    // What has a large label, however late it comes; but not that alone.
+    let mut moments = first(true, room.div_ceil(2));
+    moments.extend(first(false, room - moments.len()));
     moments.sort_unstable();
-    moments.truncate(budget.div_ceil(SURROUNDINGS));
-    let last_moment = moments.last().copied();
     let distance = |candidate: &Candidate| {
         let after = moments.partition_point(|&moment| moment < candidate.begin);
         match (after.checked_sub(1).map(|index| moments[index]), moments.get(after)) {
@@ -292,7 +304,7 @@ fn within_budget(mut candidates: Vec<Candidate>, budget: usize) -> (Vec<Candidat
     };
     // Stable: ties stay in the order of the trace.
     candidates.sort_by_key(|candidate| {
-        let first = candidate.important && last_moment.is_some_and(|moment| candidate.begin <= moment);
+        let first = candidate.important && moments.binary_search(&candidate.begin).is_ok();
         (!first, distance(candidate), candidate.begin)
     });
     let left_out = candidates.split_off(budget);
@@ -305,27 +317,44 @@ pub(super) fn is_important_message(message: &Message) -> bool {
 }
 
 /// What has a large label.
-fn is_alarm(kind: EventKind) -> bool {
-    matches!(kind, EventKind::SoftLockup | EventKind::DumpStarted | EventKind::CallWithdrawn)
+fn is_alarm(mark: &Mark) -> bool {
+    use EventKind as K;
+    match mark.kind {
+        K::EndOfInterrupt => mark.argument != 0,
+        K::SoftLockup
+        | K::LockupFound
+        | K::DumpStarted
+        | K::CallWithdrawn
+        | K::InterruptTaken
+        | K::CrashWon
+        | K::CrashMissing
+        | K::RendezvousLate
+        | K::BootCpuSentInit
+        | K::ImageBooted => true,
+        _ => false,
+    }
 }
 
 /// An alarm, or a call that did not simply complete.
-pub(super) fn is_important_mark(kind: EventKind) -> bool {
+pub(super) fn is_important_mark(mark: &Mark) -> bool {
     use EventKind as K;
-    matches!(
-        kind,
-        K::CallWithdrawn
-            | K::CallRefused
-            | K::CallOverdue
-            | K::CallLeft
-            | K::CallPanicked
-            | K::RingFailed
-            | K::ProbeSent
-            | K::ProbeAnswered
-            | K::Wedged
-            | K::SoftLockup
-            | K::DumpStarted
-    )
+    is_alarm(mark)
+        || matches!(
+            mark.kind,
+            K::CallRefused
+                | K::CallOverdue
+                | K::CallLeft
+                | K::CallPanicked
+                | K::RingFailed
+                | K::ProbeSent
+                | K::ProbeAnswered
+                | K::Wedged
+                | K::CrashLost
+                | K::CrashedAgain
+                | K::StopSent
+                | K::CrashStopped
+                | K::Reset
+        )
 }
 
 /// The CPUs that get a column: all, or the most eventful ones, in ascending order.
@@ -340,7 +369,7 @@ fn columns(activity: &Activity, cpus: u32, most: usize) -> Vec<u32> {
         score[message.to as usize] += points;
     }
     for mark in &activity.marks {
-        score[mark.cpu as usize] += if is_important_mark(mark.kind) { 1_000_000 } else { 1 };
+        score[mark.cpu as usize] += if is_important_mark(mark) { 1_000_000 } else { 1 };
     }
     for span in activity.spans.iter().filter(|span| !span.routine) {
         score[span.cpu as usize] += if span.end.is_none() { 1_000 } else { 1 };

@@ -444,14 +444,14 @@ pub(crate) const ALL: &[Named] = &[
     sc(
         "two controllers at once",
         "global.rs",
-        "compare_exchange(0, u64::from(here.me.number()) + 1, Acquire, Relaxed)",
+        "compare_exchange(0, mine, Acquire, Relaxed)",
         NotAtomic,
         "down-twice",
     ),
     sc(
         "a controller keeps the others out",
         "global.rs",
-        "exclusive.store(0, Release)",
+        "word.compare_exchange(seen, next, Release, Relaxed)",
         NotWritten,
         "down-twice",
     ),
@@ -461,6 +461,13 @@ pub(crate) const ALL: &[Named] = &[
         "self.theirs.door.0.swap(0, SeqCst)",
         NotWritten,
         "dead-call",
+    ),
+    sc(
+        "the right of a dead controller is lost with it",
+        "global.rs",
+        "word.store(mine, Relaxed)",
+        NotWritten,
+        "dead-controller",
     ),
     sc(
         "a call that a dead CPU has claimed is not ended",
@@ -867,14 +874,14 @@ pub(crate) const ALL: &[Named] = &[
     sc(
         "two have the one right",
         "global.rs",
-        "word.compare_exchange(0, u64::from(here.me.number()) + 1, Acquire, Relaxed)",
+        "word.compare_exchange(0, mine, Acquire, Relaxed)",
         NotAtomic,
         "rendezvous-two",
     ),
     sc(
         "a CPU wins that is being reset",
         "global.rs",
-        "crash.compare_exchange(0, held, Relaxed, Relaxed)",
+        "crash.compare_exchange(before, held, Relaxed, Relaxed)",
         NotWritten,
         "crash-reset",
     ),

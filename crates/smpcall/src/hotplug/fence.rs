@@ -15,6 +15,18 @@
 //! | what it had begun to run | lost with it, like everything that its tasks held; of posts, counted as `posts_torn` |
 //! | rings, probes, back traces and lockups of it that others remember | forgotten by its next life, as it begins |
 //!
+//! From when the CPU is asked until its mailbox is closed interrupts are disabled on the controller, and it serves nobody (law L6
+//! has this limit, too): a closure that it served, or a handler that interrupted it, could wait for the very CPU that only the
+//! controller can fence, and would keep both for ever. Who waits for the controller meanwhile waits for at most the limit, and
+//! what the fence takes.
+//!
+//! | what the dead CPU controlled | what becomes of it |
+//! |---|---|
+//! | the right to change the set of CPUs | goes to who declares it dead |
+//! | the life of another CPU, that it was changing | the next operation on that one goes on from where it stands; callbacks of the stage that it was in may have run in part, and are run again |
+//! | a rendezvous before its run stage | the others give up at its deadline |
+//! | a rendezvous in its run stage | see the caveats of [`rendezvous`](crate::rendezvous): nobody can be declared dead there |
+//!
 //! A list never stands half changed by a push: a node is on it or not, by one compare-exchange, and who pushes touches
 //! nothing else of the list. The node's own state is written before and after.
 
@@ -24,6 +36,8 @@ use core::time::Duration;
 use super::control::Control;
 use super::{ALIVE, DYING, FENCED, Hotplug, HotplugError, LATE, Life, PARKED, PHASE, SETTLED, STARTING};
 use crate::door::{OPEN, POSTS};
+use crate::mark::Marked;
+use crate::serve::Here;
 use crate::slot::{CLAIMED, DIED, EMPTY, FINISHED, LEVELS, LOW_BITS, QUEUED, REFUSED, TARGETS_PER_WORD};
 use crate::slot::{TargetBits, is_for, phase};
 use crate::{Cpu, CrossCall, Deadline, InterruptsOff, Mailbox};
@@ -33,8 +47,9 @@ impl<K: Hotplug> CrossCall<K> {
     /// Gives up a CPU that no longer answers: makes sure that it does not, by fencing it, and settles what it has left
     /// behind. When this has returned `Ok` it is offline, and can be brought up again.
     ///
-    /// First it is asked, by NMI if it takes NMIs and by a call if not, for up to the limit: a CPU that answers is not
-    /// dead. Nor is one that goes on by itself on its way up or down, where it can be neither called nor takes NMIs.
+    /// First it is asked, by NMI if it takes NMIs and by a ring if not, for up to the limit: a CPU that answers is not
+    /// dead. Interrupts are disabled here meanwhile and while it is fenced, and nobody is served: choose the limit accordingly.
+    /// Nor is one that goes on by itself on its way up or down, where it can be neither called nor takes NMIs.
     /// `offline` and `dying` callbacks are not run; `dead` is.
     ///
     /// From a task that stays on its CPU, with interrupts enabled. Waits, beyond the limit for the answer, for as long
@@ -43,16 +58,16 @@ impl<K: Hotplug> CrossCall<K> {
     /// # Errors
     /// [`HotplugError`]. After [`Fence`](HotplugError::Fence) nothing was touched. After
     /// [`Unfinished`](HotplugError::Unfinished) it is fenced, but some closure that a task of it had sent still runs: call
-    /// it again. [`Exclusive`](HotplugError::Exclusive) with its own number if it died while it changed the set of CPUs
-    /// itself: that is left to a crash stop.
+    /// it again.
     ///
     /// # Safety
     /// 1. What the CPU was in the middle of stays there: whatever its closures and tasks had locked or borrowed mutably,
-    ///    from callers on other CPUs too, is used afterwards only by code that copes with any state of it.
+    ///    from callers on other CPUs too, is used afterwards only by code that copes with any state of it. So with hotplug
+    ///    callbacks, if it was changing the set of CPUs itself.
     /// 2. No task that began a call on that CPU has migrated in the middle of it (calls are made with preemption
     ///    disabled): its slot is given to others.
     pub unsafe fn declare_dead(cpu: Cpu, limit: Duration) -> Result<(), HotplugError> {
-        let control = Control::<K>::take(cpu, limit)?;
+        let control = Control::<K>::take_to_declare_dead(cpu, limit)?;
         if cpu == control.me() {
             return Err(HotplugError::OneSelf);
         }
@@ -72,16 +87,20 @@ impl<K: Hotplug> Control<K> {
                 self.bury_parked();
                 return Ok(());
             }
-            FENCED => {}
+            FENCED => self.settle_calls_for_it(),
             _ => {
+                // Nothing runs on top of this that could wait for that CPU.
+                let alone = InterruptsOff::<K>::new();
                 if self.answers() {
                     return Err(HotplugError::IsAlive);
                 }
                 self.fence()?;
+                self.exclusive.inherit();
                 self.set_life(FENCED);
+                self.settle_calls_for_it();
+                drop(alone);
             }
         }
-        self.settle_calls_for_it();
         self.settle_its_calls(Deadline::within::<K>(self.limit))?;
         // SAFETY: it is fenced, and its accesses happen before the return of the fence. Whoever controls it is alone. Its
         // list is closed by this very step.
@@ -97,7 +116,7 @@ impl<K: Hotplug> Control<K> {
         Ok(())
     }
 
-    /// Whether the CPU answers before the deadline.
+    /// Whether the CPU answers before the deadline. Serves nobody.
     fn answers(&self) -> bool {
         // Relaxed: a flag that says nothing about other data.
         if !K::HAS_NMI || self.theirs.takes_nmi.load(Relaxed) == 0 {
@@ -106,12 +125,10 @@ impl<K: Hotplug> Control<K> {
                 // Nobody can call it. It is alive if it goes on.
                 return self.has_left(phase, self.deadline);
             }
-            let called = CrossCall::<K>::until(self.deadline).call_static(self.cpu, || ());
-            return called.is_ok();
+            return self.takes_a_mark();
         }
-        let half = Deadline::at(self.started.plus(self.limit / 2));
         // The first NMI may be lost.
-        for until in [half, self.deadline] {
+        for until in [self.half(), self.deadline] {
             // Whoever else has asked is answered by the same answer. Relaxed: the answer takes it away, and orders nothing.
             self.theirs.probe_wanted.store(K::now().as_nanos().max(1), Relaxed);
             let sent = K::send(self.cpu, Ipi::Probe);
@@ -123,6 +140,28 @@ impl<K: Hotplug> Control<K> {
             }
         }
         false
+    }
+
+    fn half(&self) -> Deadline {
+        Deadline::at(self.started.plus(self.limit / 2))
+    }
+
+    /// Whether the CPU takes this CPU's mark from its mailbox, behind which there is no call, before the deadline.
+    fn takes_a_mark(&self) -> bool {
+        let Here { boxes, me, .. } = self.exclusive.owner;
+        if boxes.mark(self.cpu, self.theirs, me) == Marked::Closed {
+            return false;
+        }
+        let is_taken = |until| boxes.await_taken(self.cpu, self.theirs, me, until);
+        boxes.ring(me, self.cpu);
+        // It may be lost; but not before a ring is late.
+        if self.limit / 2 > K::FIRST_BACKOFF {
+            if is_taken(self.half()) {
+                return true;
+            }
+            boxes.ring(me, self.cpu);
+        }
+        is_taken(self.deadline)
     }
 
     /// Closes the mailbox and ends every call that is in it.

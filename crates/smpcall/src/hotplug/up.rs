@@ -18,7 +18,7 @@ impl<K: Hotplug> CrossCall<K> {
     ///
     /// From a task that stays on its CPU (preemption disabled, or bound to it), with interrupts enabled. The limit
     /// is for the CPU to come and to open its mailbox; what [`start_cpu`](Hotplug::start_cpu) takes, and
-    /// [`fence`](Hotplug::fence) after a start that came to nothing, is part of it (on x86 10 ms each). The callbacks of
+    /// [`fence`](Hotplug::fence) after a start that came to nothing, is part of it (on x86 up to 10 ms each). The callbacks of
     /// the controller last as long as they last.
     ///
     /// # Errors
@@ -126,7 +126,7 @@ impl<K: Hotplug> Control<K> {
             return Err(error);
         }
         self.set_life(STARTING);
-        let started = match Reset::begin(self.exclusive.owner) {
+        let started = match Reset::begin(self.exclusive.owner, self.cpu) {
             Some(_reset) => K::start_cpu(self.cpu).map_err(HotplugError::NotStarted),
             None => Err(HotplugError::Crashing),
         };

@@ -7,11 +7,12 @@ use core::time::Duration;
 
 use smpcall::vmcore::{Notes, PrStatus, Registers, prstatus};
 use smpcall::{Crash, CrashStop, InterruptsOff};
-use smpcall_local_apic::{Interrupt, Routing};
-use smpcall_machine::{Cpu, Deadline, Machine, Plain, Word, wait};
+use smpcall_local_apic::{Interrupt, Routing, Vector};
+use smpcall_machine::{Cpu, Deadline, Instant, Machine, Plain, Word, wait};
 
 use super::apic::send;
 use super::books::SHORT;
+use crate::apic::IcrFault;
 use crate::explorer::note::Note;
 use crate::explorer::scenario::{Bounds, Protocol, Scenario};
 use crate::explorer::system::Violation;
@@ -23,9 +24,16 @@ pub(super) fn all() -> Vec<Protocol> {
     let mut all = stops();
     all.extend(elections());
     all.extend([rendezvous(), complete(), coming_up(), reset(), wedged(), wedged_three(), again()]);
+    all.extend(busy_controllers());
     all.extend(back_traces());
     all
 }
+
+/// A vector that nobody waits for.
+const USELESS: Vector = match Vector::new(0x40) {
+    Some(vector) => vector,
+    None => panic!("vectors below 16 are illegal"),
+};
 
 /// What the winner was told.
 struct Ends {
@@ -296,6 +304,51 @@ fn complete() -> Protocol {
     });
     protocol.bounds = Bounds::default();
     protocol
+}
+
+/// The crashing CPU's ICR says busy: for ever, or until the command is written again.
+fn busy_controller(name: &str, about: &str, fault: IcrFault, missing: u64) -> Protocol {
+    let mut protocol = protocol(name, about, 2, 1..=1, move |cpu| {
+        let ends = cpu.ends;
+        cpu.scenario.cpu(move || {
+            // The command that sticks is an interrupt that the other CPU has no use for.
+            send(Cpu::new(1), Interrupt::Fixed(USELESS));
+            program::break_icr(Some(fault));
+            ends.crash();
+        });
+        cpu.waits();
+        cpu.scenario.handler(USELESS.number(), |mut frame| frame.end_of_interrupt());
+        cpu.scenario.check(move || {
+            ends.check(1..=1)?;
+            if ends.missing.get() == missing {
+                return Ok(());
+            }
+            let (found, expected) = (ends.missing.get(), missing);
+            Err(Violation::new("L7", format!("said to be missing: {found:#b}, and should be: {expected:#b}")))
+        });
+    });
+    protocol.routing = Routing::Physical;
+    // The ICR may be waited for until a bound: then time has to pass.
+    protocol.prompt = false;
+    protocol.bounds = Bounds::default();
+    protocol
+}
+
+fn busy_controllers() -> Vec<Protocol> {
+    vec![
+        busy_controller(
+            "crash-icr-busy",
+            "a CPU crashes whose ICR stays busy for ever: the crash stop ends, and names the other one (L7)",
+            IcrFault::StuckUntil(Instant::from_nanos(u64::MAX)),
+            0b10,
+        ),
+        busy_controller(
+            "crash-icr-stuck",
+            "a CPU crashes whose ICR stays busy until it is written again: the NMI goes out (L7)",
+            IcrFault::StuckUntilRewritten,
+            0,
+        ),
+    ]
 }
 
 /// A CPU declares that it takes NMIs while another one crashes.
