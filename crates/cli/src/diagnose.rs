@@ -37,7 +37,9 @@ pub(crate) fn run(wanted: &arguments::Diagnose, terminal: &Terminal) -> Result<F
         written.push((path.clone(), bytes));
     }
     files::write_all(written)?;
-    notes.iter().for_each(|note| terminal.note(note));
+    for note in &notes {
+        terminal.note(note);
+    }
     let result = if wanted.json { report.json() } else { prose(&report, terminal) };
     terminal::print(&result)?;
     Ok(if report.is_healthy() { Finding::Nothing } else { Finding::Something })

@@ -73,7 +73,7 @@ impl Builder {
     }
 
     pub(crate) fn int(&mut self, name: &str, size: u32, signed: bool) -> u32 {
-        self.add(name, INT, 0, false, size, &[u32::from(signed) << 24 | 8 * size])
+        self.add(name, INT, 0, false, size, &[(u32::from(signed) << 24) | (8 * size)])
     }
 
     /// Members: name, type, offset in bits.

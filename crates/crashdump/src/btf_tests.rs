@@ -85,7 +85,7 @@ fn bit_fields_say_which_bits_they_are() {
         STRUCT,
         8,
         true,
-        &[("a", u64, 3 << 24), ("b", u64, 7 << 24 | 3), ("c", u64, 33 << 24 | 10)],
+        &[("a", u64, 3 << 24), ("b", u64, 7 << 24 | 3), ("c", u64, 33 << 24 | 0xa)],
     );
     let types = btf.types();
     let value = |path| types.field("odd", path)?.value(&0x1234_5678_9abc_def5_u64.to_le_bytes());

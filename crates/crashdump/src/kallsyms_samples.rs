@@ -1,5 +1,7 @@
 //! Symbol tables for tests: built as a kernel's build builds them, in each layout and encoding.
 
+use std::fmt::Write as _;
+
 use smpcall_vmcore::VmCoreInfo;
 
 use crate::kallsyms::{AddressTable, Encoding, Tables};
@@ -18,7 +20,7 @@ pub(crate) enum Order {
     /// Before Linux 6.4.
     AddressesFirst,
     /// Linux 6.2 and 6.3, and later releases of 6.1: the order of the names behind the markers.
-    WithOrder,
+    Ordered,
     /// Since Linux 6.4.
     AddressesLast,
 }
@@ -56,6 +58,7 @@ pub(crate) fn symbols(per_cpu: bool) -> Vec<(u64, char, String)> {
 }
 
 /// Builds the tables. `absolute_per_cpu` and so on are told by the encoding; its base or place is filled in here.
+#[expect(clippy::too_many_lines, reason = "the tables of a kernel, one after the other")]
 pub(crate) fn build(order: Order, encoding: Encoding) -> Sample {
     let symbols = symbols(matches!(encoding, Encoding::AbsolutePerCpu { .. }));
     let tokens: Vec<Vec<u8>> = (0..=255_u8)
@@ -135,7 +138,7 @@ pub(crate) fn build(order: Order, encoding: Encoding) -> Sample {
     let num_syms = at(&count.to_le_bytes(), 8);
     let names = at(&names, 8);
     at(&markers, 8);
-    if order == Order::WithOrder {
+    if order == Order::Ordered {
         let order: Vec<u8> =
             (0..count).flat_map(|index| [(index >> 16) as u8, (index >> 8) as u8, index as u8]).collect();
         at(&order, 8);
@@ -151,11 +154,13 @@ pub(crate) fn build(order: Order, encoding: Encoding) -> Sample {
          SYMBOL(kallsyms_token_index)={token_index:x}\n"
     );
     match addresses {
-        AddressTable::Absolute(at) => vmcoreinfo += &format!("SYMBOL(kallsyms_addresses)={at:x}\n"),
+        AddressTable::Absolute(at) => {
+            writeln!(vmcoreinfo, "SYMBOL(kallsyms_addresses)={at:x}").expect("a string takes all");
+        }
         AddressTable::Offsets { offsets, base } => {
-            vmcoreinfo += &format!("SYMBOL(kallsyms_offsets)={offsets:x}\n");
+            writeln!(vmcoreinfo, "SYMBOL(kallsyms_offsets)={offsets:x}").expect("a string takes all");
             if let Some(base) = base {
-                vmcoreinfo += &format!("SYMBOL(kallsyms_relative_base)={base:x}\n");
+                writeln!(vmcoreinfo, "SYMBOL(kallsyms_relative_base)={base:x}").expect("a string takes all");
             }
         }
     }

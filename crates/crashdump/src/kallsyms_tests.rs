@@ -11,8 +11,7 @@ const ENCODINGS: [Encoding; 4] = [
     Encoding::AbsolutePerCpu { base: 0 },
     Encoding::PlaceRelative { place: 0 },
 ];
-const ORDERS: [Order; 4] =
-    [Order::WideMarkers, Order::AddressesFirst, Order::WithOrder, Order::AddressesLast];
+const ORDERS: [Order; 4] = [Order::WideMarkers, Order::AddressesFirst, Order::Ordered, Order::AddressesLast];
 
 fn combinations() -> impl Iterator<Item = (Order, Encoding, Sample)> {
     ORDERS.into_iter().flat_map(|order| ENCODINGS.map(|encoding| (order, encoding, build(order, encoding))))

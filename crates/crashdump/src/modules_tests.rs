@@ -109,7 +109,10 @@ fn modules_are_listed_with_where_they_are() {
         let types = types(memory_by_kind);
         let modules = Modules::load(&memory, &symbols(), Some(&types));
         assert_eq!(modules.problem(), None);
-        assert_eq!(modules.iter().map(|module| module.name()).collect::<Vec<_>>(), ["calltrouble", "xfs"]);
+        assert_eq!(
+            modules.iter().map(super::modules::Module::name).collect::<Vec<_>>(),
+            ["calltrouble", "xfs"]
+        );
         let first = modules.at(FIRST + 0x20).expect("its code");
         assert_eq!((first.name(), first.address()), ("calltrouble", FIRST + STRUCTURE));
         assert_eq!(first.parts().len(), if memory_by_kind { 2 } else { 1 });

@@ -61,7 +61,8 @@ impl Ring {
         info[8..16].copy_from_slice(&(1_500_000_000 + sequence * 1000).to_le_bytes());
         info[16..18].copy_from_slice(&(text.len() as u16).to_le_bytes());
         info[19] = 6 << 5;
-        info[20..24].copy_from_slice(&(if sequence % 2 == 0 { 117 } else { 1 << 31 | 3_u32 }).to_le_bytes());
+        info[20..24]
+            .copy_from_slice(&(if sequence.is_multiple_of(2) { 117 } else { 1 << 31 | 3_u32 }).to_le_bytes());
         self.head = id;
         next
     }

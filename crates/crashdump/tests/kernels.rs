@@ -55,7 +55,7 @@ fn linux_5_10() {
     }
     assert_eq!(kernel.address_of("call_single_queue"), Some(0x34340), "an offset");
     assert_eq!(kernel.cpus(CpuSet::Present), Ok(vec![0, 1, 2, 3]));
-    let modules: Vec<_> = kernel.modules.iter().map(|module| module.name()).collect();
+    let modules: Vec<_> = kernel.modules.iter().map(smpcall_crashdump::modules::Module::name).collect();
     assert_eq!(modules, ["dummy", "xfs", "loop", "qemu_fw_cfg", "libcrc32c"]);
 
     let trace = stack_of(&kernel, 2).expect("kthreadd sleeps");

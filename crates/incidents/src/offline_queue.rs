@@ -13,7 +13,7 @@ use core::time::Duration;
 use std::collections::BTreeMap;
 
 use smpcall_diagnosis::CallEvidence;
-use smpcall_local_apic::Routing;
+use smpcall_local_apic::{Routing, StartUpDelays};
 use smpcall_machine::{Cpu, Event, Instant, Machine};
 use smpcall_simulator::campaign::Ipis;
 use smpcall_simulator::{Config, CpuReport, MAX_CPUS, RING_VECTOR, SimMachine, World, program};
@@ -104,6 +104,8 @@ impl Cast {
 /// The machine. Its one fault is when the disk interrupts, which is not the machine's.
 fn config(setup: &Setup) -> Config {
     let mut config = Config::new(setup.cpus, setup.routing, setup.seed);
+    // A CPU of that day is not up at once: what is sent to it meanwhile is lost.
+    config.start_up_delays = StartUpDelays::SPECIFIED;
     config.tick = Some(TICK);
     config.trace = true;
     config

@@ -47,7 +47,12 @@ impl Boot<'_> {
         // A value written to the port ends QEMU with twice that value and one.
         arguments.pair("-device", "isa-debug-exit,iobase=0xf4,iosize=4");
         if let Some(disk) = self.disk {
-            arguments.with_path("-drive", "if=none,id=d,format=raw,cache=unsafe,discard=unmap,detect-zeroes=unmap,file=", disk, "");
+            arguments.with_path(
+                "-drive",
+                "if=none,id=d,format=raw,cache=unsafe,discard=unmap,detect-zeroes=unmap,file=",
+                disk,
+                "",
+            );
             arguments.pair("-device", "virtio-blk-pci,drive=d");
         }
         if let Some(socket) = self.debugger {

@@ -5,8 +5,8 @@ use core::time::Duration;
 
 use smpcall_local_apic::{
     ApicBase, ApicId, ApicMsrs, ApicRecord, ApicState, Drained, EnableError, InService, InertGates,
-    Interrupt, LocalApic, LocalDelivery, LocalSource, LocalVector, Mmio, Mode, Msr, Routing, RoutingError,
-    StartUpDelays, StartUpError, TimerDivide, TimerMode, Topology, Vector,
+    Interrupt, LocalApic, LocalDelivery, LocalSource, LocalVector, Mmio, Mode, Msr, Prepared, Routing,
+    RoutingError, StartUpDelays, StartUpError, TimerDivide, TimerMode, Topology, Vector,
 };
 use smpcall_machine::{Cpu, CpuMask, CpuSet, InterruptsOff, Machine, SendError};
 
@@ -58,6 +58,12 @@ struct Reach(core::cell::UnsafeCell<CpuSet<{ MAX_CPUS / 64 }>>);
 unsafe impl Sync for Reach {}
 static REACH: Reach = Reach(core::cell::UnsafeCell::new(CpuSet::EMPTY));
 
+/// The command that rings each CPU.
+struct Rings(core::cell::UnsafeCell<[Option<Prepared>; MAX_CPUS]>);
+// SAFETY: written by the boot CPU before other CPUs run, and before anybody is rung.
+unsafe impl Sync for Rings {}
+static RINGS: Rings = Rings(core::cell::UnsafeCell::new([None; MAX_CPUS]));
+
 /// The tables of this machine.
 pub(crate) struct Tables;
 
@@ -82,7 +88,7 @@ impl Topology for Tables {
             return None;
         }
         // SAFETY: see `Reach`.
-        Some(unsafe { &*REACH.0.get() })
+        Some(unsafe { &*REACH.0.get() }.up_to(count()))
     }
 }
 
@@ -160,6 +166,19 @@ macro_rules! with_apic {
 #[inline(always)]
 pub(crate) fn mode() -> Mode {
     if chosen() < X2APIC_ROUTINGS { Mode::X2Apic } else { Mode::XApic }
+}
+
+/// Rings a CPU.
+#[inline(always)]
+pub(crate) fn ring(target: Cpu) -> Result<(), SendError> {
+    // SAFETY: see `Rings`.
+    let ring = unsafe { &*RINGS.0.get() }.get(target.index()).copied().flatten();
+    let ring = ring.ok_or(SendError::Unreachable)?;
+    // What was prepared is good for each driver of the mode.
+    match mode() {
+        Mode::X2Apic => const { &x2apic(Routing::X2ApicCluster) }.send_prepared(ring),
+        Mode::XApic => const { &xapic(Routing::Physical) }.send_prepared(ring),
+    }
 }
 
 /// Sends an interrupt to one CPU.
@@ -269,6 +288,11 @@ pub(crate) fn set_up(
     let position =
         ROUTINGS.iter().position(|&known| known == routing).ok_or(SetUpError::NoDriver(routing))?;
     CHOSEN.store(position as u8, Relaxed);
+    // SAFETY: see `Rings`.
+    let rings = unsafe { &mut *RINGS.0.get() };
+    for (cpu, ring) in all().zip(rings) {
+        *ring = with_apic!(|apic| apic.prepare_one(&Tables, cpu, Interrupt::Fixed(RING)).ok());
+    }
     Ok(left_out)
 }
 

@@ -134,6 +134,15 @@ pub(crate) fn current() -> Cpu {
     Cpu::new(number)
 }
 
+/// Counts a ring that the running CPU has taken.
+#[inline(always)]
+pub(crate) fn count_ring() {
+    // SAFETY: as in `current`; only this CPU writes its counters.
+    unsafe {
+        asm!("inc qword ptr gs:[{}]", const offset_of!(PerCpu, taken) + offset_of!(Taken, rings), options(nostack));
+    }
+}
+
 /// Whether this is an NMI handler, or what else interrupts sections with interrupts disabled.
 #[inline(always)]
 pub(crate) fn in_nmi() -> bool {

@@ -244,9 +244,8 @@ pub(crate) unsafe fn load(table: *const Gates) {
 extern "C" fn ring_entered() {
     // SAFETY: this is the handler of that vector, which the APIC alone enters, and this is its only end.
     unsafe { apic::end_of_interrupt(RING) }
-    this().taken.rings.add(1);
-    Calls::handle_ring();
-    Calls::exit_interrupt();
+    crate::cpu::count_ring();
+    Calls::ring_interrupt();
 }
 
 /// All other handlers. `frame` is what the way in has saved, and what the way out restores.

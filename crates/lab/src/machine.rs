@@ -84,11 +84,11 @@ unsafe impl Machine for Lab {
         cpu::in_nmi()
     }
 
-    #[inline]
+    #[inline(always)]
     fn send(target: Cpu, ipi: Ipi) -> Result<(), SendError> {
         match ipi {
             Ipi::Ring if faults::swallows(target) => Ok(()),
-            Ipi::Ring => apic::send(target, Interrupt::Fixed(apic::RING)),
+            Ipi::Ring => apic::ring(target),
             Ipi::Probe => apic::send(target, Interrupt::Nmi),
         }
     }

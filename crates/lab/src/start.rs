@@ -9,7 +9,9 @@ use crate::console::say;
 use crate::crash::{Exit, exit};
 use crate::machine::{BOOT_CPU, Calls, Lab};
 use crate::options::Options;
-use crate::{acpi, apic, boot, capture_load, clock, console, cpu, machine, memory, options, random, suites, tasks};
+use crate::{
+    acpi, apic, boot, capture_load, clock, console, cpu, machine, memory, options, random, suites, tasks,
+};
 
 /// How long a CPU may take to come. An emulator has one thread for all.
 const COMING: Duration = Duration::from_secs(10);

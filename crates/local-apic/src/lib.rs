@@ -73,7 +73,7 @@ pub use pic::{Pic, PicInService, PortAccess};
 pub use policy::{IcrPolicy, Sender, UnderPolicy, UnknownIcrPolicy};
 pub use register::{ApicId, Mode, Register, Vector};
 pub use routing::{Addressing, Routing, SetCost, UnknownRouting};
-pub use send::{Interrupt, Sent};
+pub use send::{Interrupt, Prepared, Sent};
 pub use spurious::Spurious;
 pub use start_up::{StartUp, StartUpDelays, StartUpError, StartUpStep};
 pub use timer::{DeadlineRegister, TimerDivide, TimerMode};

@@ -1,5 +1,7 @@
 //! Sending interrupts to running CPUs: to one, and to a set with as few commands as the routing allows.
 
+use core::num::NonZeroU64;
+
 use smpcall_machine::{Cpu, CpuMask, CpuSetStorage, InterruptsOff, Machine, SendError};
 
 use crate::idle::{Ladder, Patience, is_idle, wait_or_retry};
@@ -53,6 +55,11 @@ impl Sent {
     }
 }
 
+/// A command that was worked out beforehand: [`LocalApic::prepare_one`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[repr(transparent)]
+pub struct Prepared(NonZeroU64);
+
 impl From<DestinationTooWide> for SendError {
     fn from(_: DestinationTooWide) -> Self {
         Self::Unreachable
@@ -95,6 +102,43 @@ impl<M: Machine, A: Access> LocalApic<M, A> {
         interrupt: Interrupt,
     ) -> Result<Sent, SendError> {
         self.send_one_at(&mut Patience::of(interrupt.delivery_mode()), topology, target, interrupt)
+    }
+
+    /// Works out what [`send_one`](Self::send_one) would write, for [`send_prepared`](Self::send_prepared): who sends to the
+    /// same CPUs all the time keeps one for each. It is good for every driver of the same mode, as long as the tables and
+    /// the routing stay as they are.
+    ///
+    /// # Errors
+    /// [`SendError::Unreachable`], as for [`send_one`](Self::send_one).
+    pub fn prepare_one(
+        &self,
+        topology: &impl Topology,
+        target: Cpu,
+        interrupt: Interrupt,
+    ) -> Result<Prepared, SendError> {
+        let command = self.command_to_one(topology, target, interrupt)?.encode(self.access.mode())?;
+        // Never zero: all these commands assert.
+        NonZeroU64::new(command).map(Prepared).ok_or(SendError::Unreachable)
+    }
+
+    /// Sends what was prepared, as [`send_one`](Self::send_one) would have.
+    ///
+    /// # Errors
+    /// [`SendError::ControllerBusy`] if the bound has passed. Nothing has been sent then.
+    #[inline(always)]
+    pub fn send_prepared(&self, prepared: Prepared) -> Result<(), SendError> {
+        if self.submit_at_once(prepared.0.get()) {
+            Ok(())
+        } else {
+            self.send_prepared_later(prepared.0.get())
+        }
+    }
+
+    #[cold]
+    fn send_prepared_later(&self, command: u64) -> Result<(), SendError> {
+        let mode =
+            Icr::decode(command, self.access.mode()).map_or(DeliveryMode::Fixed, |icr| icr.delivery_mode);
+        self.submit_later(command, &mut Patience::of(mode)).map(drop)
     }
 
     #[inline(always)]
@@ -278,28 +322,46 @@ impl<M: Machine, A: Access> LocalApic<M, A> {
     /// Hands one command to the controller.
     #[inline]
     pub(crate) fn submit(&self, icr: Icr, patience: &mut Patience) -> Result<Sent, SendError> {
-        let mode = self.access.mode();
-        let command = icr.encode(mode)?;
-        match mode {
+        let command = icr.encode(self.access.mode())?;
+        if self.submit_at_once(command) {
+            Ok(Sent { commands: 1, rewritten: 0 })
+        } else {
+            self.submit_later(command, patience)
+        }
+    }
+
+    /// Hands it over if that needs neither a wait nor anything else to be thought of.
+    #[inline(always)]
+    fn submit_at_once(&self, command: u64) -> bool {
+        match self.access.mode() {
             Mode::X2Apic => {
                 // One write that nothing can tear and no status to wait for: interrupts stay as they are (report 003).
                 self.access.write_icr(command);
-                Ok(Sent { commands: 1, rewritten: 0 })
+                true
             }
             Mode::XApic => {
                 if M::in_nmi() {
-                    return self.submit_in_nmi(command, patience);
+                    return false;
                 }
                 // From the check to the second word nothing else of this CPU may use the ICR: a handler that sent
                 // between the two words would send ours to its target. An NMI handler still can, and makes it good.
                 let interrupts_off = InterruptsOff::<M>::new();
-                if is_idle(&self.access) {
+                let idle = is_idle(&self.access);
+                if idle {
                     self.write_words(command, &interrupts_off);
-                    return Ok(Sent { commands: 1, rewritten: 0 });
                 }
-                drop(interrupts_off);
-                self.submit_when_idle(command, patience)
+                idle
             }
+        }
+    }
+
+    /// The same in xAPIC mode, for what could not be done at once.
+    #[cold]
+    fn submit_later(&self, command: u64, patience: &mut Patience) -> Result<Sent, SendError> {
+        if M::in_nmi() {
+            self.submit_in_nmi(command, patience)
+        } else {
+            self.submit_when_idle(command, patience)
         }
     }
 

@@ -27,8 +27,7 @@ impl StartUpDelays {
 
     /// What CPUs need that can have an x2APIC: no time after INIT, and 10 us after each start-up message. Linux's `init_udelay`
     /// of 0, for Intel's family 6 and AMD's family 15 and later (`arch/x86/kernel/smpboot.c`).
-    pub const CURRENT: Self =
-        Self { after_init: Duration::ZERO, after_start_up: Duration::from_micros(10) };
+    pub const CURRENT: Self = Self { after_init: Duration::ZERO, after_start_up: Duration::from_micros(10) };
 
     /// None: for machines that are known to need none, and for explored ones, where a delay is one more decision.
     pub const NONE: Self = Self { after_init: Duration::ZERO, after_start_up: Duration::ZERO };

@@ -115,11 +115,14 @@ impl core::error::Error for RoutingError {}
 /// Whether `targets` is exactly `reach` without `me`. The two may have different capacities.
 pub(crate) fn is_all_but(me: Cpu, targets: &CpuMask, reach: &CpuMask) -> bool {
     let (targets, reach) = (targets.words(), reach.words());
-    (0..targets.len().max(reach.len())).all(|index| {
-        let my_bit = if me.index() / 64 == index { 1 << (me.number() % 64) } else { 0 };
-        let word = |words: &[u64]| words.get(index).copied().unwrap_or(0);
-        word(targets) == word(reach) & !my_bit
-    })
+    let (mine, my_bit) = (me.index() / 64, 1 << (me.number() % 64));
+    let (both, targets_beyond) = targets.split_at(targets.len().min(reach.len()));
+    both.iter()
+        .enumerate()
+        .all(|(index, &word)| word == if index == mine { reach[index] & !my_bit } else { reach[index] })
+        && targets_beyond.iter().all(|&word| word == 0)
+        && (both.len()..reach.len())
+            .all(|index| reach[index] & !(if index == mine { my_bit } else { 0 }) == 0)
 }
 
 #[cfg(test)]

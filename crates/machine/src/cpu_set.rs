@@ -13,6 +13,7 @@ pub struct CpuMask {
 }
 
 impl CpuMask {
+    #[inline(always)]
     fn from_words(words: &[u64]) -> &Self {
         // SAFETY: `CpuMask` is a transparent wrapper of `[u64]`, so the two references have the same layout,
         // metadata and validity.
@@ -29,12 +30,28 @@ impl CpuMask {
         &self.words
     }
 
+    /// The same set as far as it goes on a machine of this many CPUs, rounded up to 64: what is looked at word by word is no
+    /// longer than it needs to be. Members beyond are not seen.
+    #[inline(always)]
+    pub fn up_to(&self, cpus: usize) -> &Self {
+        Self::from_words(&self.words[..cpus.div_ceil(64).min(self.words.len())])
+    }
+
+    /// Whether it has a member whose number is not below this.
+    #[inline(always)]
+    pub fn reaches(&self, cpus: usize) -> bool {
+        let (whole, rest) = (cpus / 64, cpus % 64);
+        self.words.get(whole).is_some_and(|word| word >> rest != 0)
+            || self.words.iter().skip(whole + 1).any(|&word| word != 0)
+    }
+
     /// How many CPUs the storage has room for; the largest member is smaller than this.
     pub fn capacity(&self) -> usize {
         self.words.len() * 64
     }
 
     /// Whether the set has no members.
+    #[inline]
     pub fn is_empty(&self) -> bool {
         self.words.iter().all(|&word| word == 0)
     }
@@ -76,6 +93,15 @@ impl CpuMask {
         let present = *word & bit(cpu) != 0;
         *word &= !bit(cpu);
         present
+    }
+
+    /// Adds the members of a word of 64 CPUs, by its position.
+    ///
+    /// # Panics
+    /// If the position is not below the capacity.
+    #[inline(always)]
+    pub fn insert_word(&mut self, position: usize, members: u64) {
+        self.words[position] |= members;
     }
 
     /// Removes all members.
@@ -254,6 +280,21 @@ mod tests {
     #[should_panic(expected = "index out of bounds")]
     fn inserting_beyond_the_capacity_panics() {
         CpuSet::<1>::new().insert(Cpu::new(64));
+    }
+
+    #[test]
+    fn a_part_of_a_set_ends_with_a_word_and_what_is_beyond_a_number_is_known() {
+        let set: CpuSet<3> = [0, 63, 64, 130].map(Cpu::new).into_iter().collect();
+        let seen = |cpus| set.up_to(cpus).iter().map(Cpu::number).collect::<Vec<_>>();
+        assert_eq!((seen(0), seen(1), seen(64)), (std::vec![], std::vec![0, 63], std::vec![0, 63]));
+        assert_eq!((seen(65), seen(1000)), (std::vec![0, 63, 64], std::vec![0, 63, 64, 130]));
+        assert_eq!(
+            [0, 64, 65, 130, 131, 192, 1000].map(|cpus| set.reaches(cpus)),
+            [true, true, true, true, false, false, false]
+        );
+        let mut words = CpuSet::<2>::new();
+        words.insert_word(1, 0b101);
+        assert_eq!(words.iter().map(Cpu::number).collect::<Vec<_>>(), [64, 66]);
     }
 
     proptest! {

@@ -155,16 +155,20 @@ pub fn spin_at_most<M: Machine>(conditions: &impl Conditions, deadline: Deadline
 }
 
 /// The wait of real machines: a loop with the pause hint. Called by [`Memory`] implementations only.
+///
+/// The clock is looked at after the first pause: what is waited for mostly holds by then.
 #[inline]
 pub fn spin<M: Machine>(conditions: &impl Conditions, deadline: Deadline) -> Woken {
+    let mut paused = false;
     loop {
         if let Some(index) = conditions.first_met() {
             return Woken::Met(index);
         }
-        if !deadline.is_never() && deadline.has_passed(M::now()) {
+        if paused && !deadline.is_never() && deadline.has_passed(M::now()) {
             return Woken::Deadline;
         }
         M::pause();
+        paused = true;
     }
 }
 

@@ -280,6 +280,21 @@ impl<M: Memory, T: Copy> Plain<M, T> {
         value
     }
 
+    /// Reads the data where it is: a copy is spared.
+    ///
+    /// # Safety
+    /// No other CPU (or interrupt handler) writes it while the reference is used.
+    #[inline(always)]
+    #[track_caller]
+    pub unsafe fn read_in_place(&self) -> &T {
+        let access = Access::PlainRead(size_of::<T>());
+        M::before(self.location(), access, Ordering::Relaxed);
+        // SAFETY: the caller promises that nobody writes; the cell holds a valid `T`.
+        let value = unsafe { &*self.value.get() };
+        M::after(self.location(), access, 0);
+        value
+    }
+
     /// Writes the data.
     ///
     /// # Safety

@@ -180,6 +180,8 @@ fn end_of_tick(_: &InterruptFrame) {
 const SLICE: Duration = Duration::from_millis(20);
 /// How many slices without a new call mean that nothing will happen any more.
 const PATIENCE: u32 = 500;
+/// For so many more, if nobody does anything any more, posts are waited for.
+const SLICES_FOR_POSTS: u32 = 10;
 /// Closures are shorter than the first back-off, even a few of them in a row.
 const LONGEST_CLOSURE: Duration = Duration::from_nanos(700);
 
@@ -235,8 +237,13 @@ fn run_machine(options: &Options, trace: bool) -> Result<(Report, Trace), Config
             break;
         }
     }
-    // The ticks find the posts that nobody waits for.
-    world.run_on(world.time().plus(SLICE));
+    // The ticks find the posts that nobody waits for; on a CPU that is stopped for a time, afterwards.
+    for _ in 0..SLICES_FOR_POSTS {
+        world.run_on(world.time().plus(SLICE));
+        if errands::have_ended() {
+            break;
+        }
+    }
     let report = report(&plan, &world, &dead);
     Ok((report, world.trace()))
 }

@@ -73,7 +73,7 @@ impl KernelState {
     }
 
     /// The statistics of a CPU that decide what it does.
-    pub(crate) fn steering(&self, cpu: usize) -> [u64; 3] {
+    pub(crate) fn steering(&self, cpu: usize) -> [u64; 6] {
         self.mailboxes.mailboxes.steering_statistics(Cpu::new(cpu as u32))
     }
 }

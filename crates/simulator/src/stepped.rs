@@ -673,8 +673,8 @@ impl Processor {
     /// Whether a step was all that it could do when that was looked at last, and is now. (No: it has to be looked at.)
     #[inline]
     fn only_steps_on(&self) -> bool {
-        let simple = self.before_access_only_steps_on()
-            && matches!(self.pending, Some((Operation::Access { .. }, _)));
+        let simple =
+            self.before_access_only_steps_on() && matches!(self.pending, Some((Operation::Access { .. }, _)));
         debug_assert!(!simple || self.describe().0 == Offer::STEP);
         simple
     }
@@ -735,7 +735,7 @@ impl Processor {
         &self,
         cpu: usize,
         apic: u128,
-        steering: Option<[u64; 3]>,
+        steering: Option<[u64; 6]>,
         places: &Places,
         races: &Races,
     ) -> u128 {

@@ -178,7 +178,7 @@ fn cpus_that_are_fenced_wherever_they_are_take_only_their_own_calls_with_them() 
         assert_eq!(report.calls + report.orphaned, 60_000, "seed {seed}: {report:?}");
         sum.add(&report);
     }
-    assert!(sum.hotplug.fenced > 10, "{sum:?}");
+    assert!(sum.hotplug.fenced > 5, "{sum:?}");
     assert!(sum.orphaned > 0, "some were fenced in the middle of a call: {sum:?}");
     // A call to many has a target on each CPU, and a CPU has four levels.
     assert!(sum.orphaned <= sum.hotplug.fenced * 4 * 16, "{sum:?}");

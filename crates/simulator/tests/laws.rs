@@ -127,6 +127,7 @@ laws! {
     two_callers_with_deadlines_are_both_told: "callers-deadline", own("callers-deadline"), 6_500 states;
     two_callers_with_interrupts_off_may_lose_the_only_ring: "callers-polling", own("callers-polling"), 7_200 states;
     a_target_that_calls_on_serves_and_ends: "chain", own("chain"), 9_500 states;
+    a_closure_that_waits_is_served_what_was_taken_with_its_call: "served-waits", own("served-waits"), 16_000 states;
     a_closure_that_calls_back_ends: "nested", own("nested"), 2_200 states;
     a_closure_that_calls_a_third_cpu_ends: "nested-chain", own("nested-chain"), 1_500 states;
     a_cpu_that_stops_polling_leaves_no_call_behind: "poll-until", own("poll-until"), 1_500 states;
@@ -161,9 +162,8 @@ laws! {
     a_call_to_many_of_which_one_dies_is_told: "dead-many", own("dead-many"), 50_000 states;
     what_a_dead_cpu_has_called_runs_no_more: "dead-caller", own("dead-caller"), 27_000 states;
     a_controller_that_fences_serves_nobody_who_waits_for_the_victim: "dead-served", own("dead-served"), 1_000 states;
-    a_controller_that_dies_leaves_its_right: "dead-controller", own("dead-controller"), 1_000 states;
-    a_post_to_a_cpu_that_dies_is_run_abandoned_or_torn: "dead-post", own("dead-post"), 150_000 states;
-    work_of_a_cpu_that_dies_is_run_abandoned_or_torn: "dead-work", own("dead-work"), 500_000 states;
+    a_post_to_a_cpu_that_dies_is_run_abandoned_or_torn: "dead-post", own("dead-post"), 80_000 states;
+    work_of_a_cpu_that_dies_is_run_abandoned_or_torn: "dead-work", own("dead-work"), 210_000 states;
     ticks_disturb_no_call: "tick-call", own("tick-call"), 6_700 states;
     ticks_disturb_no_closing_mailbox: "tick-close", own("tick-close"), 25_000 states;
     a_tick_finds_a_post_whose_ring_was_lost: "tick-post", own("tick-post"), 31 states;

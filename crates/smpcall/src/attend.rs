@@ -33,7 +33,7 @@ impl<K: Kernel> Here<K> {
         if poll && self.mine.door.0.load(Relaxed) & OPEN != 0 {
             let woken = wait::<K>(&[condition, self.mine.door.0.differs(MARKS, 0)], until);
             if woken == Woken::Met(1) {
-                self.pass(&mut { K::BUDGET });
+                self.pass(K::BUDGET);
             }
             woken
         } else {
@@ -42,10 +42,23 @@ impl<K: Kernel> Here<K> {
     }
 }
 
+impl<K: Kernel> Here<K> {
+    /// The one step that ends an attendance if no mark is set.
+    #[inline(always)]
+    fn end_attendance_if_quiet(&self) -> bool {
+        self.mine.door.0.compare_exchange(OPEN | ATTENDED, OPEN, Relaxed, Relaxed).is_ok()
+    }
+}
+
 impl<K: Kernel> Attended<K> {
     /// Begins to attend the door; nothing happens if it is closed, or attended already.
     pub(crate) fn begin(here: Here<K>) -> Self {
-        let outermost = here.mine.door.0.load(Relaxed) & (OPEN | ATTENDED) == OPEN;
+        let door = here.mine.door.0.load(Relaxed);
+        if here.depth() != 0 && door & OPEN != 0 {
+            // Inside of a pass. (That of a CPU that has closed its door cannot be given anything back.)
+            here.give_back();
+        }
+        let outermost = door & (OPEN | ATTENDED) == OPEN;
         if outermost {
             here.mine.door.0.fetch_or(ATTENDED, Relaxed);
         }
@@ -60,35 +73,51 @@ impl<K: Kernel> Attended<K> {
 
     /// Ends it when no mark is set; serves those that are, within the budget.
     #[inline(always)]
-    pub(crate) fn leave(mut self, mut budget: u32) {
+    pub(crate) fn leave(self, budget: u32) {
+        let (here, outermost) = (self.here, self.outermost);
+        // What follows is attended by itself.
+        core::mem::forget(self);
+        if outermost && !here.end_attendance_if_quiet() {
+            Self { here, outermost }.go_on(budget);
+        }
+    }
+
+    /// Something came in meanwhile.
+    #[inline(never)]
+    fn go_on(mut self, mut budget: u32) {
         while self.outermost {
-            if self.here.mine.door.0.compare_exchange(OPEN | ATTENDED, OPEN, Relaxed, Relaxed).is_ok() {
-                self.outermost = false;
-            } else if budget == 0 {
+            if budget == 0 {
                 // No ring for what is left: this CPU would take it before it executes another instruction of
                 // what was interrupted, and a flood would starve it. Callers who wait ring again after
                 // their back-off, the tick finds posts: until then, whatever was interrupted goes on.
                 self.outermost = false;
                 self.here.mine.door.0.fetch_and(!ATTENDED, Relaxed);
                 self.here.mine.counters().budgets_spent.add(1);
-                self.here.boxes.trace(self.here.me, EventKind::BudgetSpent, None, 0, 0);
+                self.here.boxes().trace(self.here.me, EventKind::BudgetSpent, None, 0, 0);
             } else {
-                self.here.pass(&mut budget);
+                budget = self.here.pass(budget);
+                self.outermost = !self.here.end_attendance_if_quiet();
             }
         }
     }
 }
 
 impl<K: Kernel> Drop for Attended<K> {
-    /// The waiter has what it wants, or a closure panics. Marks that stand were not rung for: this CPU rings itself.
-    #[inline]
+    #[inline(always)]
     fn drop(&mut self) {
         if self.outermost {
-            let door = self.here.mine.door.0.fetch_and(!ATTENDED, Relaxed);
-            // Deferred work that it has listed is run by the exit of an interrupt.
-            if door & OPEN != 0 && (door & MARKS != 0 || self.here.mine.has_work()) {
-                self.here.boxes.ring(self.here.me, self.here.me);
-            }
+            self.end();
+        }
+    }
+}
+
+impl<K: Kernel> Attended<K> {
+    /// The waiter has what it wants, or a closure panics. Marks that stand were not rung for: this CPU rings itself.
+    fn end(&mut self) {
+        let door = self.here.mine.door.0.fetch_and(!ATTENDED, Relaxed);
+        // Deferred work that it has listed is run by the exit of an interrupt.
+        if door & OPEN != 0 && (door & MARKS != 0 || self.here.mine.has_work()) {
+            self.here.ring(self.here.me);
         }
     }
 }

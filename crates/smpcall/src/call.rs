@@ -159,7 +159,7 @@ impl<K: Kernel> Caller<'_, K> {
     #[inline]
     fn send(&self, target: Cpu, payload: Payload, may_leave: bool) -> Result<(), CallError> {
         let (mut pinned, mut here) = self.pin()?;
-        let level = loop {
+        let (level, theirs) = loop {
             if target == here.me {
                 here.mine.counters().calls_local.add(1);
                 if let Some(run) = payload.run {
@@ -169,15 +169,12 @@ impl<K: Kernel> Caller<'_, K> {
                 return Ok(());
             }
             self.check_deadline()?;
-            if here.boxes.get(target).is_none() {
-                return Err(CallError::NoSuchCpu);
-            }
+            let Some(theirs) = here.boxes().get(target) else { return Err(CallError::NoSuchCpu) };
             if let Some(level) = here.mine.free_level() {
-                break level;
+                break (level, theirs);
             }
             (pinned, here) = self.wait_for_level(pinned, here)?;
         };
-        let Some(theirs) = here.boxes.get(target) else { return Err(CallError::NoSuchCpu) };
 
         // SAFETY: the level is free, and this CPU's to take while interrupts are off.
         unsafe { here.mine.slots[level].payload.write(payload) };
@@ -185,13 +182,13 @@ impl<K: Kernel> Caller<'_, K> {
         let queued = state_for(QUEUED, target) | unsafe { here.mine.next_call() };
         // Release: payload and closure are visible to the target that claims this.
         here.mine.states.0[level].store(queued, Release);
+        let now = K::now();
         // From here on, unwinding withdraws the call or waits for it.
-        let mut pending = Pending { here, level, target, queued, rung_at: self.started, settled: false };
+        let pending = Pending { here, level, target, queued, rung_at: now, settled: false };
         here.mine.counters().calls_sent.add(1);
-        pending.rung_at = here.boxes.trace(here.me, EventKind::CallQueued, Some(target), level, 0);
-        match here.boxes.mark(target, theirs, here.me) {
-            // The back-off is measured from the ring.
-            Marked::Quiet => pending.rung_at = here.boxes.ring(here.me, target),
+        here.trace_at(now, EventKind::CallQueued, Some(target), level, 0);
+        match here.boxes().mark(target, theirs, here.me) {
+            Marked::Quiet => here.ring_at(now, target),
             Marked::Noticed => {}
             Marked::Closed => return pending.refused(self, may_leave),
         }

@@ -151,7 +151,7 @@ impl<K: Kernel> Mailbox<K> {
             match woken {
                 Woken::Met(level) if level < LEVELS => return true,
                 Woken::Met(LEVELS) => {}
-                Woken::Met(_) => here.pass(&mut { K::BUDGET }),
+                Woken::Met(_) => drop(here.pass(K::BUDGET)),
                 Woken::Deadline => return false,
             }
             if limit.has_passed(K::now()) {

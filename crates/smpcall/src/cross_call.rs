@@ -59,10 +59,10 @@ impl<K: Kernel> CrossCall<K> {
     pub fn reschedule(target: Cpu) -> Result<(), CallError> {
         let pinned = InterruptsOff::<K>::new();
         let here = Here::<K>::new(pinned.cpu()).ok_or(CallError::NoSuchCpu)?;
-        let theirs = here.boxes.get(target).ok_or(CallError::NoSuchCpu)?;
+        let theirs = here.boxes().get(target).ok_or(CallError::NoSuchCpu)?;
         match theirs.mark_kind(RESCHEDULE) {
             Marked::Closed => return Err(CallError::Offline),
-            Marked::Quiet => drop(here.boxes.ring(here.me, target)),
+            Marked::Quiet => here.ring(target),
             Marked::Noticed => {}
         }
         Ok(())
@@ -82,6 +82,18 @@ impl<K: Kernel> CrossCall<K> {
         if let Some(here) = Here::<K>::new(pinned.cpu()) {
             here.mine.counters().rings_taken.add(1);
             here.serve();
+        }
+    }
+
+    /// The whole handler of [`Ipi::Ring`] but for the end of interrupt: [`handle_ring`](Self::handle_ring) and
+    /// [`exit_interrupt`](Self::exit_interrupt) in one. Under the conditions of both, after the end of interrupt.
+    #[inline]
+    pub fn ring_interrupt() {
+        let pinned = InterruptsOff::<K>::new();
+        if let Some(here) = Here::<K>::new(pinned.cpu()) {
+            here.mine.counters().rings_taken.add(1);
+            here.serve_in_line();
+            here.run_work();
         }
     }
 
@@ -117,9 +129,7 @@ impl<K: Kernel> CrossCall<K> {
         let _ = guard;
         let pinned = InterruptsOff::<K>::new();
         let Some(here) = Here::<K>::new(pinned.cpu()) else { return true };
-        here.serve();
-        let door = here.mine.door.0.load(Relaxed);
-        (door & OPEN == 0 || door & MARKS == 0) && !here.mine.has_work()
+        here.may_halt()
     }
 
     /// Waits by polling: serves this CPU's mailbox, which nobody rings meanwhile, until the condition holds or
@@ -155,8 +165,8 @@ impl<K: Kernel> CrossCall<K> {
         let Some(here) = Here::<K>::new(pinned.cpu()) else { return 0 };
         let now = K::now();
         let mut rung = 0;
-        for target in here.boxes.cpus() {
-            let Some(theirs) = here.boxes.get(target) else { continue };
+        for target in here.boxes().cpus() {
+            let Some(theirs) = here.boxes().get(target) else { continue };
             let own = &theirs.own.0;
             let passes = own.counters.passes.get() + 1;
             // Relaxed: whoever is marked now and was not served stays so until the next look.
@@ -170,9 +180,9 @@ impl<K: Kernel> CrossCall<K> {
             } else if theirs.may_be_rung_again(now, K::LONGEST_BACKOFF * 2) {
                 // No waiter has done it: their looks are at most a longest back-off apart.
                 here.mine.counters().rings_repeated.add(1);
-                here.boxes.trace(here.me, EventKind::RungAgain, Some(target), 0, 0);
+                here.boxes().trace(here.me, EventKind::RungAgain, Some(target), 0, 0);
                 let sent = K::send(target, Ipi::Ring);
-                here.boxes.note_ring(here.me, Some(target), sent);
+                here.boxes().note_ring(here.me, Some(target), sent);
                 rung += 1;
             }
         }
@@ -186,5 +196,21 @@ impl<K: Kernel> CrossCall<K> {
         let pinned = InterruptsOff::<K>::new();
         Here::<K>::new(pinned.cpu())
             .is_some_and(|here| here.answer_probe(instruction_pointer, interrupts_enabled))
+    }
+}
+
+impl<K: Kernel> Here<K> {
+    /// Serves; whether the mailbox is quiet then and no work is left.
+    #[inline(always)]
+    pub(crate) fn may_halt(self) -> bool {
+        let door = self.door_to_serve();
+        if door != 0 {
+            self.serve_marked(door);
+            if self.door_to_serve() != 0 {
+                return false;
+            }
+        }
+        // What has come after the last look rings.
+        !self.mine.has_work()
     }
 }

@@ -90,7 +90,7 @@ impl Ladder {
         let pinned = InterruptsOff::<K>::new();
         if let Some(here) = Here::<K>::new(pinned.cpu()) {
             here.mine.counters().calls_overdue.add(1);
-            here.boxes.trace(here.me, EventKind::CallOverdue, target, 0, 0);
+            here.boxes().trace(here.me, EventKind::CallOverdue, target, 0, 0);
         }
         drop(pinned);
         K::overdue(target, &diagnosis);
@@ -120,19 +120,19 @@ impl Ladder {
         let is_last = self.deadline.has_passed(self.next_look);
         let mut unanswered = <K::CpuSet as CpuSetStorage>::EMPTY;
         for target in targets {
-            let Some(theirs) = here.boxes.get(target) else { continue };
+            let Some(theirs) = here.boxes().get(target) else { continue };
             // Relaxed: a hint; the withdrawal that follows decides.
             if theirs.door.0.load(Relaxed) & OPEN == 0 {
                 closed(&here, target);
                 continue;
             }
-            if here.boxes.is_unanswered(target, theirs, source)
+            if here.boxes().is_unanswered(target, theirs, source)
                 && theirs.may_be_rung_again(now, K::FIRST_BACKOFF)
             {
                 unanswered.insert(target);
             }
             if self.probed.is_none() && (is_last || self.repeated >= K::PROBE_AFTER) {
-                self.probed = here.boxes.probe(here.me, target, theirs);
+                self.probed = here.boxes().probe(here.me, target, theirs);
             }
         }
         self.ring_again(here, &unanswered);
@@ -143,14 +143,14 @@ impl Ladder {
         self.repeated += 1;
         let mut count = 0;
         for target in targets {
-            here.boxes.trace(here.me, EventKind::RungAgain, Some(target), self.repeated as usize, 0);
+            here.boxes().trace(here.me, EventKind::RungAgain, Some(target), self.repeated as usize, 0);
             count += 1;
         }
         here.mine.counters().rings_repeated.add(count);
         if count == 1 {
-            here.boxes.note_ring(here.me, Some(first), K::send(first, Ipi::Ring));
+            here.boxes().note_ring(here.me, Some(first), K::send(first, Ipi::Ring));
         } else {
-            here.boxes.note_ring(here.me, None, K::send_many(targets, Ipi::Ring));
+            here.boxes().note_ring(here.me, None, K::send_many(targets, Ipi::Ring));
         }
     }
 
@@ -161,11 +161,6 @@ impl Ladder {
             rings_repeated: self.repeated,
             waited: now.since(self.started),
         }
-    }
-
-    /// How long the wait has lasted.
-    pub(crate) fn waited(&self, now: Instant) -> Duration {
-        now.since(self.started)
     }
 }
 

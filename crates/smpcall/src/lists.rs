@@ -213,7 +213,7 @@ pub(crate) unsafe fn abandon_posts<K: Kernel>(from: Cpu) -> usize {
     let mut abandon = |here: Here<K>, link| {
         abandoned += 1;
         here.mine.counters().posts_abandoned.add(1);
-        here.boxes.trace(here.me, EventKind::PostAbandoned, Some(from), 0, 0);
+        here.boxes().trace(here.me, EventKind::PostAbandoned, Some(from), 0, 0);
         // SAFETY: the link was on the lists of a CPU that runs no more, and was taken from there by this one.
         unsafe { Taken::new(link) }
     };

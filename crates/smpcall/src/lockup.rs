@@ -124,7 +124,7 @@ impl core::error::Error for BackTraceError {}
 #[derive(Debug, Default)]
 pub(crate) struct Watch {
     /// Raised by task level.
-    progress: Counter,
+    pub(crate) progress: Counter,
     /// Ticks of this CPU that have looked.
     ticks: Counter,
     /// Whether others look after this CPU's ticks.
@@ -250,7 +250,7 @@ impl<K: Lockups> CrossCall<K> {
             return false;
         }
         K::back_trace(Cpu::new(asker as u32 - 1), registers);
-        here.boxes.trace(here.me, EventKind::BackTraceTaken, None, 0, registers.rip);
+        here.boxes().trace(here.me, EventKind::BackTraceTaken, None, 0, registers.rip);
         // Release: what the hook has written, to whoever waits for it. If another CPU has asked meanwhile, this was its too.
         wanted.store(0, Release);
         true
@@ -286,7 +286,7 @@ impl<K: Lockups> Here<K> {
     }
 
     fn tell_end(&self, kind: LockupKind, lasted: Duration) {
-        self.boxes.trace(self.me, EventKind::LockupEnded, None, kind as usize, lasted.as_nanos() as u64);
+        self.boxes().trace(self.me, EventKind::LockupEnded, None, kind as usize, lasted.as_nanos() as u64);
         K::lockup_ended(self.me, kind, lasted);
     }
 
@@ -314,7 +314,7 @@ impl<K: Lockups> Here<K> {
             finder: self.me,
             lasted: time,
             ticks,
-            state: self.boxes.state_of(self.me, None),
+            state: self.boxes().state_of(self.me, None),
             registers: Some(*registers),
             back_trace_taken: false,
         })
@@ -323,15 +323,21 @@ impl<K: Lockups> Here<K> {
     fn report(&self, lockup: &Lockup) -> Answer {
         let lasted = lockup.lasted.as_nanos() as u64;
         self.mine.counters().lockups_found.add(1);
-        self.boxes.trace(self.me, EventKind::LockupFound, Some(lockup.culprit), lockup.kind as usize, lasted);
+        self.boxes().trace(
+            self.me,
+            EventKind::LockupFound,
+            Some(lockup.culprit),
+            lockup.kind as usize,
+            lasted,
+        );
         K::locked_up(lockup)
     }
 
     /// The next CPU whose ticks should come and of which nobody has said that they do not.
     fn buddy(&self) -> Option<Cpu> {
-        let cpus = self.boxes.cpu_count() as u32;
+        let cpus = self.boxes().cpu_count() as u32;
         (1..cpus).map(|ahead| Cpu::new((self.me.number() + ahead) % cpus)).find(|&cpu| {
-            self.boxes.get(cpu).is_some_and(|theirs| {
+            self.boxes().get(cpu).is_some_and(|theirs| {
                 // Relaxed: a CPU that has just come or gone is looked after one tick earlier or later.
                 theirs.own.0.watch.watched.get() != 0
                     && theirs.hard_locked_up.load(Relaxed) == 0
@@ -347,7 +353,7 @@ impl<K: Lockups> Here<K> {
             watch.buddy.set(0);
             return Answer::GoOn;
         };
-        let Some(theirs) = self.boxes.get(buddy) else { return Answer::GoOn };
+        let Some(theirs) = self.boxes().get(buddy) else { return Answer::GoOn };
         let number = u64::from(buddy.number()) + 1;
         let theirs_now = theirs.own.0.watch.ticks.get();
         if watch.buddy.get() != number || watch.buddy_ticks.get() != theirs_now {
@@ -365,7 +371,7 @@ impl<K: Lockups> Here<K> {
         if theirs.hard_locked_up.compare_exchange(0, since, Relaxed, Relaxed).is_err() {
             return Answer::GoOn;
         }
-        let probed = self.boxes.probe(self.me, buddy, theirs);
+        let probed = self.boxes().probe(self.me, buddy, theirs);
         let back_trace_taken = self.ask_for_back_trace(buddy, K::BACK_TRACE_LIMIT).is_ok();
         self.report(&Lockup {
             kind: LockupKind::Hard,
@@ -373,21 +379,21 @@ impl<K: Lockups> Here<K> {
             finder: self.me,
             lasted: time,
             ticks,
-            state: self.boxes.state_of(buddy, probed),
+            state: self.boxes().state_of(buddy, probed),
             registers: None,
             back_trace_taken,
         })
     }
 
     fn ask_for_back_trace(&self, target: Cpu, limit: Duration) -> Result<(), BackTraceError> {
-        let theirs = self.boxes.get(target).ok_or(BackTraceError::NoSuchCpu)?;
+        let theirs = self.boxes().get(target).ok_or(BackTraceError::NoSuchCpu)?;
         // Acquire: the handler that was set up before is in place.
         if !K::HAS_NMI || theirs.takes_nmi.load(Acquire) == 0 {
             return Err(BackTraceError::TakesNoNmi);
         }
         // Relaxed: it names who asks. If another CPU has asked, one back trace will do for both.
         theirs.back_trace_wanted.store(u64::from(self.me.number()) + 1, Relaxed);
-        self.boxes.trace(self.me, EventKind::BackTraceSent, Some(target), 0, 0);
+        self.boxes().trace(self.me, EventKind::BackTraceSent, Some(target), 0, 0);
         K::send(target, Ipi::Probe).map_err(BackTraceError::NotSent)?;
         let taken = theirs.back_trace_wanted.equals(!0, 0);
         match wait_at_most::<K>(&[taken], Deadline::within::<K>(limit), BACK_TRACE_LOOKS) {

@@ -9,6 +9,7 @@ use core::sync::atomic::Ordering::Relaxed;
 use crate::door::{GROUPS, group_bit};
 use crate::global::Global;
 use crate::lockup::Watch;
+use crate::serve::Here;
 use crate::slot::{LEVELS, Slot, number_bits};
 use crate::{Counters, Cpu, EventRing, EventSlot, Kernel, Plain, Pointer, Word, post};
 use smpcall_machine::{Counter, CpuSetStorage, Event, EventKind, Instant, Machine};
@@ -70,6 +71,11 @@ pub(crate) struct Own {
     pub(crate) depth: Counter,
     /// The source that the next pass begins with.
     pub(crate) next_source: Counter,
+    /// Marks that were taken from the door and not come to yet: group bits. See [`serve`](crate::serve).
+    pub(crate) taken: Counter,
+    /// The leaf word in work, its position + 1, or 0; and the marks left of it.
+    pub(crate) taken_leaf: Counter,
+    pub(crate) taken_of_leaf: Counter,
     /// A caller with interrupts off waits for a call level on this CPU.
     pub(crate) starving: Counter,
     /// Posts and deferred work that have begun and not ended, nested ones included.
@@ -83,8 +89,8 @@ pub(crate) struct Own {
     pub(crate) probe_answers: Counter,
     /// The passes of this CPU when the backstop looked last. Written by the backstop CPU.
     pub(crate) passes_at_backstop: Counter,
-    /// The number of the next event in this CPU's event ring.
-    pub(crate) next_event: Counter,
+    /// The bytes of all events that this CPU has written: see [`EventRing`].
+    pub(crate) events_bytes: Counter,
     /// What this CPU knows of its own progress, and of another CPU's ticks.
     pub(crate) watch: Watch,
 }
@@ -96,9 +102,17 @@ impl Own {
 
     /// Its CPU was fenced: nothing of what it was in the middle of goes on.
     pub(crate) fn forget_contexts(&self) {
-        for counter in
-            [&self.running, &self.depth, &self.starving, &self.posts_under_way, &self.working, &self.stopped]
-        {
+        for counter in [
+            &self.running,
+            &self.depth,
+            &self.starving,
+            &self.posts_under_way,
+            &self.working,
+            &self.stopped,
+            &self.taken,
+            &self.taken_leaf,
+            &self.taken_of_leaf,
+        ] {
             counter.set(0);
         }
     }
@@ -172,6 +186,9 @@ impl Own {
         running: Counter::new(0),
         depth: Counter::new(0),
         next_source: Counter::new(0),
+        taken: Counter::new(0),
+        taken_leaf: Counter::new(0),
+        taken_of_leaf: Counter::new(0),
         starving: Counter::new(0),
         posts_under_way: Counter::new(0),
         working: Counter::new(0),
@@ -179,7 +196,7 @@ impl Own {
         probe_answer: Counter::new(0),
         probe_answers: Counter::new(0),
         passes_at_backstop: Counter::new(0),
-        next_event: Counter::new(0),
+        events_bytes: Counter::new(0),
         watch: Watch::NEW,
     };
 }
@@ -197,6 +214,9 @@ pub struct Mailboxes<K: Kernel> {
     words_per_group: usize,
     pub(crate) target_words: usize,
     events_per_cpu: usize,
+    /// The bytes of one event ring, and what leaves of a number of bytes the place in it.
+    ring_bytes: usize,
+    ring_mask: usize,
 }
 
 /// Where a source is marked in a target's mailbox.
@@ -257,6 +277,8 @@ impl<K: Kernel> Mailboxes<K> {
             words_per_group: leaf_words.div_ceil(GROUPS),
             target_words,
             events_per_cpu,
+            ring_bytes: events_per_cpu * EventSlot::BYTES as usize,
+            ring_mask: (events_per_cpu * EventSlot::BYTES as usize).wrapping_sub(EventSlot::BYTES as usize),
         }
     }
 
@@ -307,6 +329,9 @@ impl<K: Kernel> Mailboxes<K> {
     /// # Safety
     /// As for [`reset`](Self::reset).
     pub unsafe fn forget_statistics(&self) {
+        for slot in self.events {
+            slot.clear();
+        }
         for mailbox in self.cpus {
             let own = &mailbox.own.0;
             own.counters.clear();
@@ -315,6 +340,9 @@ impl<K: Kernel> Mailboxes<K> {
                 &own.running,
                 &own.depth,
                 &own.next_source,
+                &own.taken,
+                &own.taken_leaf,
+                &own.taken_of_leaf,
                 &own.starving,
                 &own.posts_under_way,
                 &own.working,
@@ -322,7 +350,7 @@ impl<K: Kernel> Mailboxes<K> {
                 &own.probe_answer,
                 &own.probe_answers,
                 &own.passes_at_backstop,
-                &own.next_event,
+                &own.events_bytes,
             ] {
                 counter.set(0);
             }
@@ -330,10 +358,12 @@ impl<K: Kernel> Mailboxes<K> {
     }
 
     /// Statistics of a CPU that decide what it does next, or what others are told of it: part of the state of a machine
-    /// that is explored. (What it runs, the source its next pass begins with, whether somebody waits for a level.)
-    pub fn steering_statistics(&self, cpu: Cpu) -> [u64; 3] {
+    /// that is explored. (What it runs, the source its next pass begins with, whether somebody waits for a level, and what
+    /// its passes have taken and not come to.)
+    pub fn steering_statistics(&self, cpu: Cpu) -> [u64; 6] {
         let own = &self.cpus[cpu.index()].own.0;
-        [own.running.get(), own.next_source.get(), own.starving.get()]
+        let taken = [&own.taken, &own.taken_leaf, &own.taken_of_leaf].map(Counter::get);
+        [own.running.get(), own.next_source.get(), own.starving.get(), taken[0], taken[1], taken[2]]
     }
 
     /// Where all of it is: address and bytes of each part that holds shared words.
@@ -371,12 +401,13 @@ impl<K: Kernel> Mailboxes<K> {
     /// # Panics
     /// If there is no such CPU.
     pub fn event_ring(&self, cpu: Cpu) -> EventRing<'static> {
+        let mailbox = &self.cpus[cpu.index()];
         let slots = &self.events[cpu.index() * self.events_per_cpu..][..self.events_per_cpu];
-        EventRing::new(slots, &self.cpus[cpu.index()].own.0.next_event)
+        EventRing::new(slots, &mailbox.own.0.events_bytes)
     }
 
     /// Writes an event of this CPU to its ring; returns when that was. With interrupts off.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn trace(
         &self,
         cpu: Cpu,
@@ -386,11 +417,9 @@ impl<K: Kernel> Mailboxes<K> {
         argument: u64,
     ) -> Instant {
         let time = K::now();
-        let event = Event { time, kind, cpu, other, detail: detail as u32, argument };
-        if self.events_per_cpu != 0 {
-            self.event_ring(cpu).push(event);
+        if let Some(mine) = self.get(cpu) {
+            Here { me: cpu, mine }.trace_at(time, kind, other, detail, argument);
         }
-        <K as Machine>::observe(&event);
         time
     }
 
@@ -425,13 +454,14 @@ impl<K: Kernel> Mailboxes<K> {
         &self.leaves[target.index() * self.leaf_words..][..self.leaf_words]
     }
 
-    /// The leaf words of one group of a target, and the number of the first source in them.
-    #[inline(always)]
-    pub(crate) fn leaves_of(&self, target: Cpu, group: usize) -> (&'static [Word<K>], usize) {
-        let all = self.all_leaves_of(target);
-        let first = group * self.words_per_group;
-        let last = (first + self.words_per_group).min(self.leaf_words);
-        (all.get(first..last).unwrap_or(&[]), first * 64)
+    /// The position of the first leaf word of a group.
+    pub(crate) const fn first_leaf_of(&self, group: usize) -> usize {
+        group * self.words_per_group
+    }
+
+    /// Whether the leaf word at this position is the last of its group.
+    pub(crate) const fn is_last_of_group(&self, leaf: usize) -> bool {
+        (leaf + 1).is_multiple_of(self.words_per_group) || leaf + 1 == self.leaf_words
     }
 
     /// The target words of a slot: see [`slot`](crate::slot).
@@ -440,8 +470,42 @@ impl<K: Kernel> Mailboxes<K> {
         &self.targets[(owner.index() * LEVELS + level) * 2 * self.target_words..][..self.target_words]
     }
 
+    /// One of them; none if there is no such word.
+    #[inline(always)]
+    pub(crate) fn target_word_of(&self, owner: Cpu, level: usize, word: usize) -> Option<&'static Word<K>> {
+        if word >= self.target_words {
+            return None;
+        }
+        self.targets.get((owner.index() * LEVELS + level) * 2 * self.target_words + word)
+    }
+
     /// The outcome words of a slot.
     pub(crate) fn outcomes_of(&self, owner: Cpu, level: usize) -> &'static [Word<K>] {
         &self.targets[((owner.index() * LEVELS + level) * 2 + 1) * self.target_words..][..self.target_words]
+    }
+}
+
+impl<K: Kernel> Here<K> {
+    /// Writes an event of this CPU to its ring, as of a time that was just read: what happens in one go has one time.
+    #[inline(always)]
+    pub(crate) fn trace_at(
+        &self,
+        time: Instant,
+        kind: EventKind,
+        other: Option<Cpu>,
+        detail: usize,
+        argument: u64,
+    ) {
+        let event = Event { time, kind, cpu: self.me, other, detail: detail as u32, argument };
+        let boxes = self.boxes();
+        if boxes.ring_bytes != 0 {
+            let written = self.mine.own.0.events_bytes.get();
+            self.mine.own.0.events_bytes.set(written + EventSlot::BYTES);
+            let place = self.me.index() * boxes.ring_bytes + (written as usize & boxes.ring_mask);
+            // SAFETY: this CPU exists, because it has a mailbox, so that its ring is among the slots; the mask keeps the
+            // place inside of it, and both are multiples of a slot: `from_parts`.
+            unsafe { &*boxes.events.as_ptr().byte_add(place) }.write(event, written);
+        }
+        <K as Machine>::observe(&event);
     }
 }

@@ -14,8 +14,9 @@
 
 use core::sync::atomic::Ordering::SeqCst;
 
-use crate::door::{ATTENDED, OPEN};
-use crate::{Cpu, Kernel, Mailbox, Mailboxes};
+use crate::door::{ATTENDED, OPEN, group_bit};
+use crate::serve::Here;
+use crate::{Cpu, CpuMask, Kernel, Mailbox, Mailboxes};
 use smpcall_machine::{Deadline, EventKind, Instant, Ipi, Woken, wait};
 
 /// What a mark met.
@@ -32,10 +33,10 @@ pub(crate) enum Marked {
 impl Marked {
     #[inline(always)]
     fn from_door(door: u64) -> Self {
-        if door & OPEN == 0 {
-            Self::Closed
-        } else if door == OPEN {
+        if door == OPEN {
             Self::Quiet
+        } else if door & OPEN == 0 {
+            Self::Closed
         } else {
             Self::Noticed
         }
@@ -45,8 +46,18 @@ impl Marked {
 impl<K: Kernel> Mailboxes<K> {
     /// Marks `source` in the mailbox of `target`. Interrupts are off, and stay off until the ring is sent: an
     /// interrupt in between would strand everybody who relies on this ring.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn mark(&self, target: Cpu, mailbox: &Mailbox<K>, source: Cpu) -> Marked {
+        if self.is_flat() {
+            mailbox.mark_kind(group_bit(source.index()))
+        } else {
+            self.mark_leaf(target, mailbox, source)
+        }
+    }
+
+    /// The same on machines with leaves.
+    #[inline(never)]
+    fn mark_leaf(&self, target: Cpu, mailbox: &Mailbox<K>, source: Cpu) -> Marked {
         let place = self.mark_place(target, source);
         if let Some((leaf, bit)) = place.leaf {
             leaf.fetch_or(bit, SeqCst);
@@ -89,28 +100,6 @@ impl<K: Kernel> Mailboxes<K> {
         wait::<K>(&[taken, door.equals(OPEN, 0)], deadline) != Woken::Deadline
     }
 
-    /// Rings one CPU; returns when. A send that fails counts as a lost ring: whoever waits rings again.
-    pub(crate) fn ring(&self, me: Cpu, target: Cpu) -> Instant {
-        let rung_at = self.trace(me, EventKind::Rung, Some(target), 0, 1);
-        if let Some(mine) = self.get(me) {
-            mine.counters().rings_sent.add(1);
-        }
-        let sent = K::send(target, Ipi::Ring);
-        self.note_ring(me, Some(target), sent);
-        rung_at
-    }
-
-    /// Rings several CPUs.
-    pub(crate) fn ring_many(&self, me: Cpu, targets: &K::CpuSet) {
-        let count = targets.len() as u64;
-        self.trace(me, EventKind::Rung, None, 0, count);
-        if let Some(mine) = self.get(me) {
-            mine.counters().rings_sent.add(count);
-        }
-        let sent = K::send_many(targets, Ipi::Ring);
-        self.note_ring(me, None, sent);
-    }
-
     pub(crate) fn note_ring(
         &self,
         me: Cpu,
@@ -131,5 +120,32 @@ impl<K: Kernel> Mailbox<K> {
     #[inline(always)]
     pub(crate) fn mark_kind(&self, bit: u64) -> Marked {
         Marked::from_door(self.door.0.fetch_or(bit, SeqCst))
+    }
+}
+
+impl<K: Kernel> Here<K> {
+    /// Rings one CPU. A send that fails counts as a lost ring: whoever waits rings again.
+    #[inline]
+    pub(crate) fn ring(self, target: Cpu) {
+        self.ring_at(K::now(), target);
+    }
+
+    /// As [`ring`](Self::ring), at a time that was just read.
+    #[inline(always)]
+    pub(crate) fn ring_at(self, time: Instant, target: Cpu) {
+        self.trace_at(time, EventKind::Rung, Some(target), 0, 1);
+        self.mine.counters().rings_sent.add(1);
+        if let failed @ Err(_) = K::send(target, Ipi::Ring) {
+            self.boxes().note_ring(self.me, Some(target), failed);
+        }
+    }
+
+    /// Rings several CPUs, at a time that was just read.
+    pub(crate) fn ring_many_at(self, time: Instant, targets: &CpuMask, count: u64) {
+        self.trace_at(time, EventKind::Rung, None, 0, count);
+        self.mine.counters().rings_sent.add(count);
+        if let failed @ Err(_) = K::send_many(targets, Ipi::Ring) {
+            self.boxes().note_ring(self.me, None, failed);
+        }
     }
 }

@@ -20,7 +20,7 @@ impl<K: Kernel> CrossCall<K> {
         // that refused senders have left behind mean nothing. SeqCst: one of the accesses of `mark`.
         here.mine.door.0.store(OPEN, SeqCst);
         here.mine.open_posts();
-        here.boxes.trace(here.me, EventKind::MailboxOpened, None, 0, 0);
+        here.boxes().trace(here.me, EventKind::MailboxOpened, None, 0, 0);
     }
 
     /// Closes the mailbox of this CPU and empties it: what was accepted is run now, and nothing is accepted
@@ -51,8 +51,8 @@ impl<K: Kernel> CrossCall<K> {
         // Whoever was marked before the swap is in `taken`; who comes later is refused and withdraws, or loses
         // that race and waits for what runs here. No budget ends this pass.
         // The posts are in the backlog already.
-        here.run_marked(taken & MARKS & !POSTS, &mut { u32::MAX });
-        here.boxes.trace(here.me, EventKind::MailboxClosed, None, 0, 0);
+        here.run_marked(taken & MARKS & !POSTS, u32::MAX);
+        here.boxes().trace(here.me, EventKind::MailboxClosed, None, 0, 0);
     }
 
     /// Declares that this CPU can take an NMI (its handler and stack are in place), or no longer can.

@@ -48,7 +48,7 @@ impl<K: Kernel> Pending<K> {
                 EventKind::CallRefused => counters.calls_refused.add(1),
                 _ => {}
             }
-            here.boxes.trace(here.me, kind, Some(self.target), self.level, 0);
+            here.boxes().trace(here.me, kind, Some(self.target), self.level, 0);
         }
     }
 
@@ -62,13 +62,29 @@ impl<K: Kernel> Pending<K> {
     }
 
     /// Waits until the call has run or is withdrawn, serving meanwhile.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn wait(mut self, caller: &Caller<'_, K>, may_leave: bool) -> Result<(), CallError> {
+        let first_look = Deadline::at(self.rung_at.plus(K::FIRST_BACKOFF)).min(caller.deadline);
+        if !caller.interrupts_off && self.wait_once(false, first_look) == Woken::Met(0) {
+            let result = self.complete();
+            // It is settled: nothing to drop, and so nothing that has to be in memory.
+            core::mem::forget(self);
+            return result;
+        }
+        self.wait_on_the_ladder(caller, may_leave)
+    }
+
+    /// The same for those who poll, and for those whose first look has come without an answer.
+    #[inline(never)]
+    fn wait_on_the_ladder(mut self, caller: &Caller<'_, K>, may_leave: bool) -> Result<(), CallError> {
         let mut ladder = Ladder::new(caller, self.rung_at);
         let attended = caller.interrupts_off.then(|| Attended::begin(self.here));
+        let mut looks_now = !caller.interrupts_off;
         let result = loop {
-            if let Woken::Met(0) = self.wait_once(caller.interrupts_off, ladder.next_step()) {
-                break self.complete(&ladder);
+            if !core::mem::take(&mut looks_now)
+                && let Woken::Met(0) = self.wait_once(caller.interrupts_off, ladder.next_step())
+            {
+                break self.complete();
             }
             let now = K::now();
             if ladder.is_due(now)
@@ -87,7 +103,7 @@ impl<K: Kernel> Pending<K> {
     }
 
     #[inline(always)]
-    fn complete(&mut self, ladder: &Ladder) -> Result<(), CallError> {
+    fn complete(&mut self) -> Result<(), CallError> {
         let pinned = InterruptsOff::<K>::new();
         // Relaxed: the wait has read it with acquire, and it does not change any more.
         let outcome = self.state().load(Relaxed);
@@ -95,8 +111,9 @@ impl<K: Kernel> Pending<K> {
         self.state().store(EMPTY, Release);
         self.settled = true;
         if let Some(here) = Here::<K>::new(pinned.cpu()) {
-            here.mine.counters().longest_wait.raise(ladder.waited(K::now()).as_nanos() as u64);
-            here.boxes.trace(here.me, EventKind::CallCompleted, Some(self.target), self.level, 0);
+            let now = K::now();
+            here.mine.counters().longest_wait.raise(now.since(self.rung_at).as_nanos() as u64);
+            here.trace_at(now, EventKind::CallCompleted, Some(self.target), self.level, 0);
         }
         if outcome == DONE { Ok(()) } else { Err(Self::ended_badly(outcome)) }
     }
@@ -116,7 +133,7 @@ impl<K: Kernel> Pending<K> {
     #[cold]
     fn climb(&mut self, ladder: &mut Ladder, now: Instant, may_leave: bool) -> Option<Result<(), CallError>> {
         if ladder.has_ended(now) {
-            let diagnosis = ladder.diagnose(self.here.boxes, self.target, now);
+            let diagnosis = ladder.diagnose(self.here.boxes(), self.target, now);
             if self.withdraw(EventKind::CallWithdrawn) {
                 return Some(Err(CallError::TimedOut(diagnosis)));
             }
@@ -124,7 +141,7 @@ impl<K: Kernel> Pending<K> {
                 if may_leave {
                     return Some(Err(self.leave_behind(diagnosis)));
                 }
-                ladder.go_on(self.here.boxes, self.here.me, Some(self.target), now);
+                ladder.go_on(self.here.boxes(), self.here.me, Some(self.target), now);
             }
             return None;
         }
@@ -146,11 +163,21 @@ impl<K: Kernel> Pending<K> {
 }
 
 impl<K: Kernel> Drop for Pending<K> {
+    #[inline(always)]
     fn drop(&mut self) {
-        if self.settled || self.withdraw(EventKind::CallWithdrawn) {
+        if !self.settled {
+            self.settle_while_unwinding();
+        }
+    }
+}
+
+impl<K: Kernel> Pending<K> {
+    /// The target may hold pointers into frames that are about to go.
+    #[cold]
+    fn settle_while_unwinding(&mut self) {
+        if self.withdraw(EventKind::CallWithdrawn) {
             return;
         }
-        // Unwinding, and the target has claimed the call: it holds pointers into frames that are about to go.
         let polls = !K::interrupts_enabled();
         while self.wait_once(polls, Deadline::NEVER) != Woken::Met(0) {}
         // What it has half taken or written would be dropped by the frames that go. Relaxed: see `complete`.

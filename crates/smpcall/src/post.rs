@@ -318,7 +318,7 @@ impl<K: Kernel> Here<K> {
         handle: T::Handle,
     ) -> Result<Posted, PostError<T::Handle>> {
         let post = handle.into_raw();
-        let result = match self.boxes.get(target) {
+        let result = match self.boxes().get(target) {
             // SAFETY: the post was just given away, so it is alive, and shared ones live for ever.
             Some(theirs) => unsafe { self.push(target, theirs, post.cast(), T::Handle::SHARED) },
             None => Err(PostRefusal::NoSuchCpu),
@@ -350,7 +350,7 @@ impl<K: Kernel> Here<K> {
                     // Release, and a write: the runner's swap reads from it, or this fails.
                     if node.state.compare_exchange(state, state, Release, Relaxed).is_ok() {
                         self.mine.counters().posts_merged.add(1);
-                        self.boxes.trace(self.me, EventKind::PostMerged, Some(target), 0, 0);
+                        self.boxes().trace(self.me, EventKind::PostMerged, Some(target), 0, 0);
                         return Ok(Posted::Merged);
                     }
                 }
@@ -385,10 +385,11 @@ impl<K: Kernel> Here<K> {
             let _ = node.state.compare_exchange(pushing, listed_on(target), Release, Relaxed);
         }
         self.mine.counters().posts_sent.add(1);
-        self.boxes.trace(self.me, EventKind::PostQueued, Some(target), 0, 0);
+        let now = K::now();
+        self.trace_at(now, EventKind::PostQueued, Some(target), 0, 0);
         // Closed: the list was open, so the closing CPU finds the post when it closes the list.
         if theirs.mark_kind(POSTS) == Marked::Quiet {
-            self.boxes.ring(self.me, target);
+            self.ring_at(now, target);
         }
         Ok(Posted::Queued)
     }

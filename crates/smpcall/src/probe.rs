@@ -97,7 +97,7 @@ impl<K: Kernel> Here<K> {
         own.probe_answer.set(instruction_pointer & !Own::INTERRUPTS_ENABLED | flag);
         own.probe_answers.add(1);
         own.counters.probes_answered.add(1);
-        self.boxes.trace(self.me, EventKind::ProbeAnswered, None, 0, instruction_pointer);
+        self.boxes().trace(self.me, EventKind::ProbeAnswered, None, 0, instruction_pointer);
         true
     }
 }

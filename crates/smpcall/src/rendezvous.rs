@@ -35,12 +35,11 @@ use core::sync::atomic::Ordering::{Relaxed, Release};
 use crate::attend::Attended;
 use crate::global::Exclusive;
 use crate::ladder::Ladder;
-use crate::many::{PendingMany, online, run_shared};
+use crate::many::{Failures, PendingMany, online, run_shared};
 use crate::serve::Here;
 use crate::slot::{Luggage, Payload};
 use crate::{
-    CallError, Caller, Cpu, CpuMask, Deadline, Diagnosis, ExclusiveError, Kernel, Machine, Mailbox,
-    ManyFailures, Word,
+    CallError, Caller, Cpu, CpuMask, Deadline, Diagnosis, ExclusiveError, Kernel, Machine, Mailbox, Word,
 };
 use smpcall_machine::{CpuSetStorage, EventKind, When, Woken, wait};
 
@@ -179,8 +178,8 @@ impl<K: Kernel> Caller<'_, K> {
             }
         };
         // Acquire, in `life`: whoever is seen to have come has opened its mailbox before.
-        let is_changing = |cpu: &Cpu| here.boxes.get(*cpu).is_some_and(Mailbox::is_changing);
-        if let Some(cpu) = here.boxes.cpus().find(is_changing) {
+        let is_changing = |cpu: &Cpu| here.boxes().get(*cpu).is_some_and(Mailbox::is_changing);
+        if let Some(cpu) = here.boxes().cpus().find(is_changing) {
             return Err(RendezvousError::Changing(cpu));
         }
         let others = online::<K>(|cpu| cpu != here.me);
@@ -195,7 +194,7 @@ impl<K: Kernel> Caller<'_, K> {
             return Err(RendezvousError::Offline(offline));
         }
 
-        let word = &here.boxes.global().stage;
+        let word = &here.boxes().global().stage;
         // Relaxed: the last rendezvous is over, and its controller has handed on `Exclusive`.
         let number = (word.load(Relaxed) & !STAGE).wrapping_add(STAGE + 1);
         let meeting = Meeting { number, runners: cpus, deadline: self.deadline, closure, word };
@@ -205,7 +204,7 @@ impl<K: Kernel> Caller<'_, K> {
         let take_part = |cpu| meeting.take_part(cpu);
         let luggage = luggage_of(&take_part);
         let payload = payload_for(&take_part, luggage);
-        let mut failures = ManyFailures::none();
+        let mut failures = Failures::none();
         let mut pending = PendingMany::new(here, level, self.started);
         // From here on, unwinding first lets everybody go, and then waits until they have gone.
         let mut control = Control { here, meeting: &meeting, others: &others, stage: PREPARE };
@@ -228,7 +227,12 @@ impl<K: Kernel> Caller<'_, K> {
         counter.add(1);
         drop(pinned);
         run?;
-        if failures.panicked.is_empty() { Ok(()) } else { Err(RendezvousError::Panicked(failures.panicked)) }
+        match failures.0 {
+            Some(failures) if !failures.panicked.is_empty() => {
+                Err(RendezvousError::Panicked(failures.panicked))
+            }
+            _ => Ok(()),
+        }
     }
 }
 
@@ -346,7 +350,7 @@ struct Control<'a, K: Kernel, F: Fn(Cpu) + Sync> {
 impl<K: Kernel, F: Fn(Cpu) + Sync> Control<'_, K, F> {
     /// The word in which `cpu` says what it has reached.
     fn reached_by(&self, cpu: Cpu) -> Option<&'static Word<K>> {
-        self.here.boxes.get(cpu).map(|theirs| &theirs.stage_reached)
+        self.here.boxes().get(cpu).map(|theirs| &theirs.stage_reached)
     }
 
     /// Brings everybody to where the closure can run. Otherwise it is given up, and nobody has run it.
@@ -354,13 +358,15 @@ impl<K: Kernel, F: Fn(Cpu) + Sync> Control<'_, K, F> {
         &mut self,
         pending: &mut PendingMany<K>,
         caller: &Caller<'_, K>,
-        failures: &mut ManyFailures<K>,
+        failures: &mut Failures<K>,
     ) -> Result<(), RendezvousError<K>> {
         let mut ladder = Ladder::new(caller, pending.rung_at);
         let mut waited_for = self.await_all(&mut ladder, pending, failures);
         // They had come to no stage before they went offline, so they have run nothing.
         let mut offline = K::CpuSet::EMPTY;
-        for cpu in failures.offline.iter().filter(|&cpu| self.meeting.runners.contains(cpu)) {
+        for cpu in
+            self.others.iter().filter(|&cpu| failures.is_offline(cpu) && self.meeting.runners.contains(cpu))
+        {
             offline.insert(cpu);
         }
         if offline.is_empty() && waited_for.is_ok() && self.move_on(INTERRUPTS_OFF) {
@@ -372,12 +378,12 @@ impl<K: Kernel, F: Fn(Cpu) + Sync> Control<'_, K, F> {
         let late = self.late(failures);
         let now = K::now();
         let diagnosis = match waited_for {
-            Err(cpu) if late.contains(cpu) => Some((cpu, ladder.diagnose(self.here.boxes, cpu, now))),
+            Err(cpu) if late.contains(cpu) => Some((cpu, ladder.diagnose(self.here.boxes(), cpu, now))),
             _ => None,
         };
         let stage = if self.stage == PREPARE { Stage::Prepare } else { Stage::InterruptsOff };
         self.let_go();
-        let Here { boxes, me, mine } = self.here;
+        let (Here { me, mine }, boxes) = (self.here, self.here.boxes());
         let withdrawn = pending.withdraw_all();
         for cpu in &*withdrawn {
             boxes.trace(me, EventKind::CallWithdrawn, Some(cpu), pending.level, 0);
@@ -397,12 +403,12 @@ impl<K: Kernel, F: Fn(Cpu) + Sync> Control<'_, K, F> {
         &self,
         ladder: &mut Ladder,
         pending: &PendingMany<K>,
-        failures: &mut ManyFailures<K>,
+        failures: &mut Failures<K>,
     ) -> Result<(), Cpu> {
         let expected = self.meeting.number | self.stage;
         for cpu in self.others {
             let Some(word) = self.reached_by(cpu) else { continue };
-            while !failures.offline.contains(cpu) {
+            while !failures.is_offline(cpu) {
                 let reached = word.equals(!0, expected);
                 if self.stage != PREPARE {
                     // All have come: there is nothing to ring for, and nobody is served.
@@ -422,7 +428,7 @@ impl<K: Kernel, F: Fn(Cpu) + Sync> Control<'_, K, F> {
                     ladder.look::<K>(self.here.me, pending.unclaimed(), now, |here, closed| {
                         if pending.withdraw(closed) {
                             here.mine.counters().calls_refused.add(1);
-                            failures.offline.insert(closed);
+                            failures.note().offline.insert(closed);
                         }
                     });
                 }
@@ -432,9 +438,9 @@ impl<K: Kernel, F: Fn(Cpu) + Sync> Control<'_, K, F> {
     }
 
     /// Those that have not reached the stage; this CPU if all have.
-    fn late(&self, failures: &ManyFailures<K>) -> K::CpuSet {
+    fn late(&self, failures: &Failures<K>) -> K::CpuSet {
         let mut late = K::CpuSet::EMPTY;
-        for cpu in self.others.iter().filter(|&cpu| !failures.offline.contains(cpu)) {
+        for cpu in self.others.iter().filter(|&cpu| !failures.is_offline(cpu)) {
             // Relaxed: for the report.
             let reached = self.reached_by(cpu).map(|word| word.load(Relaxed));
             if reached != Some(self.meeting.number | self.stage) {
@@ -457,14 +463,20 @@ impl<K: Kernel, F: Fn(Cpu) + Sync> Control<'_, K, F> {
         if moved {
             self.stage = next;
             self.here.mine.own.0.stopped.set(1);
-            self.here.boxes.trace(self.here.me, EventKind::RendezvousStage, None, next as usize, number >> 8);
+            self.here.boxes().trace(
+                self.here.me,
+                EventKind::RendezvousStage,
+                None,
+                next as usize,
+                number >> 8,
+            );
         }
         moved
     }
 
     /// Runs the closure here, if it is to run here, and waits for all that run it.
     fn run(&mut self, caller: &Caller<'_, K>) {
-        let Here { boxes, me, .. } = self.here;
+        let (Here { me, .. }, boxes) = (self.here, self.here.boxes());
         if self.meeting.runners.contains(me) {
             (self.meeting.closure)(me);
         }
@@ -496,7 +508,7 @@ impl<K: Kernel, F: Fn(Cpu) + Sync> Control<'_, K, F> {
         self.stage = last;
         // Release: what the closures did, seen by the waits for them, is visible to all that go on.
         self.meeting.word.store(self.meeting.number | last, Release);
-        let Here { boxes, me, mine } = self.here;
+        let (Here { me, mine }, boxes) = (self.here, self.here.boxes());
         mine.own.0.stopped.set(0);
         boxes.trace(me, EventKind::RendezvousStage, None, last as usize, self.meeting.number >> 8);
     }

@@ -59,7 +59,7 @@ impl<K: Kernel> CrossCall<K> {
 impl<K: Kernel> Here<K> {
     /// Interrupts are off before and after, and enabled while work runs.
     #[inline]
-    fn run_work(&self) -> bool {
+    pub(crate) fn run_work(&self) -> bool {
         if !self.mine.has_work() || K::in_nmi() {
             return false;
         }
@@ -78,7 +78,7 @@ impl<K: Kernel> Here<K> {
         {
             // SAFETY: the link is the oldest of this CPU's list of work, and interrupts are off.
             let taken = unsafe { self.mine.begin(link, self.me, Mailbox::drop_oldest_work) };
-            self.boxes.trace(self.me, EventKind::WorkRun, None, 0, 0);
+            self.boxes().trace(self.me, EventKind::WorkRun, None, 0, 0);
             self.mine.counters().work_run.add(1);
             let enabled = InterruptsOn::<K>::new();
             let under_way = UnderWay(&self.mine.own.0);

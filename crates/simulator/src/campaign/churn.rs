@@ -150,9 +150,8 @@ pub(super) fn wrong_callbacks() -> u64 {
 
 /// One of those that are offline, as far as the callbacks say: not an operation.
 fn random_away() -> Option<Cpu> {
-    let away: Vec<u32> = DONE.with_borrow(|all| {
-        (0..).zip(all).filter(|(_, done)| !done.prepared).map(|(cpu, _)| cpu).collect()
-    });
+    let away: Vec<u32> = DONE
+        .with_borrow(|all| (0..).zip(all).filter(|(_, done)| !done.prepared).map(|(cpu, _)| cpu).collect());
     let nth = random(away.len() as u64) as usize;
     away.get(nth).map(|&cpu| Cpu::new(cpu))
 }

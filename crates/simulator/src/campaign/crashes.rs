@@ -255,6 +255,8 @@ struct Scene {
     unable: SimCpuSet,
     /// Whose clock or interrupt controller stands still.
     unclocked: SimCpuSet,
+    /// Whose interrupt controller is stuck.
+    mute: SimCpuSet,
     /// How long faults stop the whole machine.
     pauses: Duration,
 }
@@ -335,6 +337,7 @@ impl Scene {
             triggers,
             saboteur,
             unable: SimCpuSet::EMPTY,
+            mute: SimCpuSet::EMPTY,
             unclocked: SimCpuSet::EMPTY,
             pauses: Duration::ZERO,
         };
@@ -372,8 +375,12 @@ impl Scene {
                 Fault::Wedge { cpu, takes_nmis: false, .. } | Fault::WedgeInNmi { cpu, .. } => {
                     scene.unable.insert(cpu);
                 }
-                Fault::ClockStops { cpu, .. } | Fault::IcrBusy { cpu, .. } => {
+                Fault::ClockStops { cpu, .. } => {
                     scene.unclocked.insert(cpu);
+                }
+                Fault::IcrBusy { cpu, .. } => {
+                    scene.unclocked.insert(cpu);
+                    scene.mute.insert(cpu);
                 }
                 Fault::Pause { duration, .. } => scene.pauses += duration,
                 _ => {}
@@ -545,7 +552,7 @@ fn examine(
         let why = if is_reset { ": the CPU that crashed has been reset by INIT" } else { "" };
         return Err(format!("nobody went on after the crash{why}"));
     };
-    let able = able(scene, world, end);
+    let able = able(scene, world, crashed, end);
     let outcome: CrashOutcome = check_crash(world, &able)?.ok_or("the crash has left no notes")?;
 
     let winner = Cpu::new(outcome.summary.winner);
@@ -587,18 +594,20 @@ fn examine(
 
 /// The CPUs that nothing kept from saving their registers: online, alive, and reached. A winner that has crashed again waits
 /// for nobody.
-fn able(scene: &Scene, world: &World<'_>, end: &End) -> SimCpuSet {
+fn able(scene: &Scene, world: &World<'_>, crashed: &[(Cpu, Context, Instant)], end: &End) -> SimCpuSet {
     let mut able = SimCpuSet::EMPTY;
     if end.again {
         return able;
     }
     let counters = world.counters();
+    // A winner whose interrupt controller is stuck reaches only those who had an NMI before.
+    let winner_is_mute = crashed.iter().any(|&(cpu, ..)| scene.mute.contains(cpu));
     for (number, life) in (0..).zip(&end.lives) {
         let cpu = Cpu::new(number);
         let report = world.inspect(cpu);
         let is_online = matches!(life, Life::Online | Life::Asked | Life::Up);
-        let was_reached =
-            counters.ipis_lost < SimMachine::STOP_ROUNDS.into() || report.counters.nmis_taken > 0;
+        let was_reached = !winner_is_mute && counters.ipis_lost < SimMachine::STOP_ROUNDS.into()
+            || report.counters.nmis_taken > 0;
         // One that was being fenced is reset, and answers no NMI: it is named.
         let is_reset = report.waits_for_start_up;
         if is_online && was_reached && !is_reset && !scene.unable.contains(cpu) {

@@ -108,6 +108,12 @@ pub(super) fn begin_books(cpus: usize) {
     WORKING.set(vec![false; cpus]);
 }
 
+/// Whether all that was queued has ended.
+pub(super) fn have_ended() -> bool {
+    let (posts, work, _) = balance_books(|_| true, 0);
+    posts.lost + work.lost == 0
+}
+
 /// The posts, the work, and what is wrong with them. CPUs that `died` may keep what they had accepted, and whoever
 /// posted there and died was told nothing.
 pub(super) fn balance_books(died: impl Fn(Cpu) -> bool, deaths: u64) -> (Errands, Errands, u64) {

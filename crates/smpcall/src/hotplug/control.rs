@@ -6,7 +6,7 @@ use core::time::Duration;
 use super::{Callback, DYING, FENCED, Hotplug, HotplugError, PARKED, PHASE, Refused, SETTLED, Stage};
 use crate::door::OPEN;
 use crate::global::{Exclusive, Reset};
-use crate::{Caller, Cpu, CrossCall, Deadline, Instant, Life, Mailbox};
+use crate::{Cpu, CrossCall, Deadline, Instant, Life, Mailbox};
 use smpcall_machine::{EventKind, Woken, wait};
 
 /// The right to bring a CPU up or to take it down, and until when.
@@ -24,23 +24,7 @@ impl<K: Hotplug> Control<K> {
     pub(super) fn take(cpu: Cpu, limit: Duration) -> Result<Self, HotplugError> {
         let caller = CrossCall::<K>::within(limit);
         let exclusive = Exclusive::take(&caller)?;
-        Self::new(cpu, limit, &caller, exclusive)
-    }
-
-    /// Likewise, to declare the CPU dead: even if it is the one that has the right.
-    pub(super) fn take_to_declare_dead(cpu: Cpu, limit: Duration) -> Result<Self, HotplugError> {
-        let caller = CrossCall::<K>::within(limit);
-        let exclusive = Exclusive::take_from(&caller, Some(cpu))?;
-        Self::new(cpu, limit, &caller, exclusive)
-    }
-
-    fn new(
-        cpu: Cpu,
-        limit: Duration,
-        caller: &Caller<'_, K>,
-        exclusive: Exclusive<K>,
-    ) -> Result<Self, HotplugError> {
-        let theirs = exclusive.owner.boxes.get(cpu).ok_or(HotplugError::NoSuchCpu)?;
+        let theirs = exclusive.owner.boxes().get(cpu).ok_or(HotplugError::NoSuchCpu)?;
         Ok(Self { exclusive, cpu, theirs, started: caller.started, limit, deadline: caller.deadline })
     }
 
@@ -66,7 +50,13 @@ impl<K: Hotplug> Control<K> {
 
     pub(super) fn trace(&self, life: u64) {
         let here = self.exclusive.owner;
-        here.boxes.trace(here.me, EventKind::LifeChanged, Some(self.cpu), life as usize & PHASE as usize, 0);
+        here.boxes().trace(
+            here.me,
+            EventKind::LifeChanged,
+            Some(self.cpu),
+            life as usize & PHASE as usize,
+            0,
+        );
     }
 
     /// Leaves a phase unless somebody else has. Returns whether it was this one.
@@ -82,7 +72,7 @@ impl<K: Hotplug> Control<K> {
     /// Stops the CPU for good.
     #[track_caller]
     pub(super) fn fence(&self) -> Result<(), HotplugError> {
-        let _reset = Reset::begin(self.exclusive.owner, self.cpu).ok_or(HotplugError::Crashing)?;
+        let _reset = Reset::begin(self.exclusive.owner).ok_or(HotplugError::Crashing)?;
         K::fence(self.cpu).map_err(HotplugError::Fence)
     }
 

@@ -43,12 +43,40 @@ impl<K: Hotplug> CrossCall<K> {
     pub fn die_if_asked(guard: &mut InterruptsOff<K>) {
         let _ = guard;
         let mut pinned = InterruptsOff::<K>::new();
-        let Some(here) = Here::<K>::new(pinned.cpu()) else { return };
-        let life = &here.mine.life;
-        // Relaxed: the exchange decides.
-        if life.load(Relaxed) != ASKED {
-            return;
+        if let Some(here) = Here::<K>::new(pinned.cpu()) {
+            here.die_if_asked(&mut pinned);
         }
+    }
+
+    /// What an idle loop does before it halts, in one: [`may_halt`](Self::may_halt), and if so
+    /// [`die_if_asked`](Self::die_if_asked) and a note of [progress](crate::Lockups). Under the conditions of these.
+    #[inline]
+    pub fn before_halt(guard: &mut InterruptsOff<K>) -> bool {
+        let _ = guard;
+        let mut pinned = InterruptsOff::<K>::new();
+        let Some(here) = Here::<K>::new(pinned.cpu()) else { return true };
+        let may_halt = here.may_halt();
+        if may_halt {
+            here.die_if_asked(&mut pinned);
+            here.mine.own.0.watch.progress.add(1);
+        }
+        may_halt
+    }
+}
+
+impl<K: Hotplug> Here<K> {
+    #[inline(always)]
+    fn die_if_asked(self, pinned: &mut InterruptsOff<K>) {
+        // Relaxed: the exchange decides.
+        if self.mine.life.load(Relaxed) == ASKED {
+            self.die(pinned);
+        }
+    }
+
+    #[cold]
+    fn die(self, pinned: &mut InterruptsOff<K>) {
+        let here = self;
+        let life = &here.mine.life;
         // Relaxed: the own door.
         let attended = here.mine.door.0.load(Relaxed) & ATTENDED != 0;
         if K::in_nmi() || here.depth() != 0 || attended {
@@ -64,8 +92,8 @@ impl<K: Hotplug> CrossCall<K> {
                 dying(here.me);
             }
         }
-        Self::close(&mut pinned);
-        Self::declare_nmi(false);
+        CrossCall::<K>::close(pinned);
+        CrossCall::<K>::declare_nmi(false);
         here.trace_life(PARKED);
         // Release: this is the last access of this CPU, and all of them happen before the controller goes on.
         life.store(PARKED, Release);
@@ -125,7 +153,7 @@ impl<K: Hotplug> Control<K> {
                 Err(CallError::TimedOut(diagnosis)) => diagnosis,
                 // It serves calls, but does not come to its idle loop.
                 _ => Diagnosis {
-                    target: self.exclusive.owner.boxes.state_of(self.cpu, None),
+                    target: self.exclusive.owner.boxes().state_of(self.cpu, None),
                     rings_repeated: 0,
                     waited: K::now().since(self.started),
                 },

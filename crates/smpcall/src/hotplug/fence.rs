@@ -22,8 +22,7 @@
 //!
 //! | what the dead CPU controlled | what becomes of it |
 //! |---|---|
-//! | the right to change the set of CPUs | goes to who declares it dead |
-//! | the life of another CPU, that it was changing | the next operation on that one goes on from where it stands; callbacks of the stage that it was in may have run in part, and are run again |
+//! | the right to change the set of CPUs | is gone with it: nobody knows which callback it was in the middle of. It cannot be declared dead; a crash stop is left |
 //! | a rendezvous before its run stage | the others give up at its deadline |
 //! | a rendezvous in its run stage | see the caveats of [`rendezvous`](crate::rendezvous): nobody can be declared dead there |
 //!
@@ -62,12 +61,11 @@ impl<K: Hotplug> CrossCall<K> {
     ///
     /// # Safety
     /// 1. What the CPU was in the middle of stays there: whatever its closures and tasks had locked or borrowed mutably,
-    ///    from callers on other CPUs too, is used afterwards only by code that copes with any state of it. So with hotplug
-    ///    callbacks, if it was changing the set of CPUs itself.
+    ///    from callers on other CPUs too, is used afterwards only by code that copes with any state of it.
     /// 2. No task that began a call on that CPU has migrated in the middle of it (calls are made with preemption
     ///    disabled): its slot is given to others.
     pub unsafe fn declare_dead(cpu: Cpu, limit: Duration) -> Result<(), HotplugError> {
-        let control = Control::<K>::take_to_declare_dead(cpu, limit)?;
+        let control = Control::<K>::take(cpu, limit)?;
         if cpu == control.me() {
             return Err(HotplugError::OneSelf);
         }
@@ -95,7 +93,6 @@ impl<K: Hotplug> Control<K> {
                     return Err(HotplugError::IsAlive);
                 }
                 self.fence()?;
-                self.exclusive.inherit();
                 self.set_life(FENCED);
                 self.settle_calls_for_it();
                 drop(alone);
@@ -133,7 +130,7 @@ impl<K: Hotplug> Control<K> {
             self.theirs.probe_wanted.store(K::now().as_nanos().max(1), Relaxed);
             let sent = K::send(self.cpu, Ipi::Probe);
             let pinned = InterruptsOff::<K>::new();
-            self.exclusive.owner.boxes.note_ring(pinned.cpu(), Some(self.cpu), sent);
+            self.exclusive.owner.boxes().note_ring(pinned.cpu(), Some(self.cpu), sent);
             drop(pinned);
             if wait::<K>(&[self.theirs.probe_wanted.equals(!0, 0)], until) != Woken::Deadline {
                 return true;
@@ -148,25 +145,26 @@ impl<K: Hotplug> Control<K> {
 
     /// Whether the CPU takes this CPU's mark from its mailbox, behind which there is no call, before the deadline.
     fn takes_a_mark(&self) -> bool {
-        let Here { boxes, me, .. } = self.exclusive.owner;
+        let here = self.exclusive.owner;
+        let (Here { me, .. }, boxes) = (here, here.boxes());
         if boxes.mark(self.cpu, self.theirs, me) == Marked::Closed {
             return false;
         }
         let is_taken = |until| boxes.await_taken(self.cpu, self.theirs, me, until);
-        boxes.ring(me, self.cpu);
+        here.ring(self.cpu);
         // It may be lost; but not before a ring is late.
         if self.limit / 2 > K::FIRST_BACKOFF {
             if is_taken(self.half()) {
                 return true;
             }
-            boxes.ring(me, self.cpu);
+            here.ring(self.cpu);
         }
         is_taken(self.deadline)
     }
 
     /// Closes the mailbox and ends every call that is in it.
     fn settle_calls_for_it(&self) {
-        let boxes = self.exclusive.owner.boxes;
+        let boxes = self.exclusive.owner.boxes();
         // SeqCst, both: accesses of `mark`. Whoever was marked before has queued its call where the loop below sees it;
         // who comes later finds the door closed and withdraws.
         self.theirs.door.0.swap(0, SeqCst);
@@ -198,7 +196,7 @@ impl<K: Hotplug> Control<K> {
     }
 
     fn settle_call_to_many(&self, source: Cpu, level: usize) {
-        let boxes = self.exclusive.owner.boxes;
+        let boxes = self.exclusive.owner.boxes();
         let bits = TargetBits::of(self.cpu);
         let word = &boxes.targets_of(source, level)[bits.word];
         // Relaxed: the step below decides; this spares the others a write.
@@ -218,7 +216,7 @@ impl<K: Hotplug> Control<K> {
 
     /// Withdraws its own calls, and waits for those that others run.
     fn settle_its_calls(&self, deadline: Deadline) -> Result<(), HotplugError> {
-        let boxes = self.exclusive.owner.boxes;
+        let boxes = self.exclusive.owner.boxes();
         // Relaxed: the CPU that wrote it is fenced.
         let left_behind = self.theirs.left_behind.load(Relaxed);
         for level in 0..LEVELS {
@@ -267,7 +265,7 @@ impl<K: Hotplug> Control<K> {
 
     /// Everybody looks at their mailboxes: the dead CPU may have marked one and not rung for it, and others rely on it.
     fn ring_the_others(&self) {
-        let boxes = self.exclusive.owner.boxes;
+        let boxes = self.exclusive.owner.boxes();
         let mut online = <K::CpuSet as CpuSetStorage>::EMPTY;
         for cpu in boxes.cpus() {
             // Relaxed: who opens now has no old marks.
@@ -279,7 +277,9 @@ impl<K: Hotplug> Control<K> {
             }
         }
         let pinned = InterruptsOff::<K>::new();
-        boxes.ring_many(pinned.cpu(), &online);
+        if let Some(here) = Here::<K>::new(pinned.cpu()) {
+            here.ring_many_at(K::now(), &online, online.len() as u64);
+        }
     }
 
     /// Its contexts are gone, and what its words said of them.

@@ -64,7 +64,7 @@ impl<K: Hotplug> CrossCall<K> {
             }
         }
         Self::declare_nmi(true);
-        if here.boxes.has_crashed() {
+        if here.boxes().has_crashed() {
             // The winner may have found that this CPU takes no NMI (law L7).
             K::park();
         }
@@ -90,7 +90,7 @@ impl<K: Hotplug> Here<K> {
 
     /// This CPU's own life goes on.
     pub(super) fn trace_life(&self, life: u64) {
-        self.boxes.trace(self.me, EventKind::LifeChanged, None, life as usize, 0);
+        self.boxes().trace(self.me, EventKind::LifeChanged, None, life as usize, 0);
     }
 }
 
@@ -126,7 +126,7 @@ impl<K: Hotplug> Control<K> {
             return Err(error);
         }
         self.set_life(STARTING);
-        let started = match Reset::begin(self.exclusive.owner, self.cpu) {
+        let started = match Reset::begin(self.exclusive.owner) {
             Some(_reset) => K::start_cpu(self.cpu).map_err(HotplugError::NotStarted),
             None => Err(HotplugError::Crashing),
         };

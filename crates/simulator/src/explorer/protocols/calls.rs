@@ -134,6 +134,23 @@ pub(super) fn all() -> Vec<Protocol> {
             cpu.idles();
         }),
         protocol(
+            "served-waits",
+            "a closure waits for another CPU's call, which may have been taken with its own (L1, L2, L6)",
+            3,
+            |cpu| {
+                cpu.does(|books| {
+                    let result = Calls::for_ever().call(Cpu::new(1), || {
+                        books.run(0);
+                        let mut guard = InterruptsOff::new();
+                        Calls::poll_until(&mut guard, books.said[1].equals(!0, 1), Deadline::NEVER);
+                    });
+                    books.settle(0, result);
+                });
+                cpu.idles();
+                cpu.calls_and_says(1, 1);
+            },
+        ),
+        protocol(
             "poll-until",
             "a call to a CPU that begins to poll and stops: nobody need ring twice (L1, L2, L6)",
             2,

@@ -316,7 +316,12 @@ fn busy_controller(name: &str, about: &str, fault: IcrFault, missing: u64) -> Pr
             program::break_icr(Some(fault));
             ends.crash();
         });
-        cpu.waits();
+        if missing == 0 {
+            cpu.waits();
+        } else {
+            // Nobody stops it: it goes on to its end.
+            cpu.scenario.cpu(|| ());
+        }
         cpu.scenario.handler(USELESS.number(), |mut frame| frame.end_of_interrupt());
         cpu.scenario.check(move || {
             ends.check(1..=1)?;

@@ -3,7 +3,7 @@
 use core::sync::atomic::Ordering::{Acquire, Release};
 use core::time::Duration;
 
-use smpcall::{CallError, Cpu, ExclusiveError, HotplugError, InterruptsOff, Life};
+use smpcall::{CallError, Cpu, HotplugError, InterruptsOff, Life};
 use smpcall_local_apic::Routing;
 use smpcall_machine::Machine as _;
 
@@ -302,7 +302,6 @@ fn deaths() -> Vec<Protocol> {
         ),
         dead_caller(),
         dead_served(),
-        dead_controller(),
     ]
 }
 
@@ -323,34 +322,6 @@ fn dead_served() -> Protocol {
         });
     });
     with(served, bounds(0, 1))
-}
-
-/// A CPU dies while it takes another one down, with the right to do so.
-fn dead_controller() -> Protocol {
-    let about = "a CPU is declared dead while it takes another one down: the next controller goes on with that (L3, L5)";
-    let controller = protocol("dead-controller", about, 3, |cpu| {
-        cpu.does(|books| {
-            // Nobody else can have the right, and nobody keeps it.
-            if declare_dead(books, 1) {
-                down(books, 2);
-                wake(books, 2);
-            }
-        });
-        cpu.does(|books| {
-            Calls::declare_nmi(false);
-            match Calls::cpu_down(Cpu::new(2), LIMIT) {
-                Ok(()) => is_offline(books, Cpu::new(2)),
-                Err(HotplugError::TimedOut(_) | HotplugError::Unfinished(Life::Dying)) => {}
-                // The other one asks whether this one is alive.
-                Err(HotplugError::Exclusive(ExclusiveError::HeldBy(by))) if by == Cpu::new(0) => {}
-                Err(_) => books.wrong(Wrong::NotAsTold),
-            }
-            wake(books, 2);
-        });
-        let books = cpu.books;
-        cpu.scenario.cpu(move || idle(books));
-    });
-    with(controller, bounds(0, 1))
 }
 
 /// What a dead CPU had called runs before `declare_dead` returns, or never: afterwards its stack may be used again.
