@@ -1,7 +1,7 @@
 //! Builds the lab kernel's image, runs it in an emulator, breaks the machine from outside, and reads what it reports.
 //!
 //! [`run`] is all that `smpcall lab` does: find QEMU ([`emulator`]) and the image ([`image`]), boot it once for each
-//! suite, listen to what it prints ([`line`]), freeze a virtual CPU when it asks for that, and judge what came of it
+//! suite, listen to what it prints ([`line`](mod@line)), freeze a virtual CPU when it asks for that, and judge what came of it
 //! ([`report`]). A machine that says nothing new is stopped, and a run that does not end as it should has failed:
 //! nothing passes because nobody complained.
 
