@@ -6,7 +6,7 @@ use super::{CallEvidence, CountedCall, CpuEvidence, Detector, LockEvidence, Mach
 use crate::frames::{self, Role};
 
 impl MachineEvidence {
-    /// The same, with what back traces tell and their reader has not said. See [`frames`](crate::frames).
+    /// The same, with what back traces tell and their reader has not said. See [`frames`](mod@crate::frames).
     #[must_use]
     pub fn completed(&self) -> Self {
         let mut completed = self.clone();
