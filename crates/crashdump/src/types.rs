@@ -1,7 +1,7 @@
 //! The types of a kernel: where a member is in its structure, and how large things are.
 //!
 //! They come from BTF in the kernel's own memory ([`Btf`]), or from the debugging information of its `vmlinux`. Both
-//! describe the same graph of types ([`Graph`]), so a path such as `node.llist.next` is followed in one place.
+//! describe the same graph of types (`Graph`), so a path such as `node.llist.next` is followed in one place.
 
 use std::fmt;
 use std::sync::Arc;
